@@ -1,0 +1,133 @@
+"""The settings of each stage, shared by the TrainingRun's spec and the Job's input. It must hold no rule that looks beyond one stage."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from mark_crds.model import Model, Rule
+from mark_crds.shared import Chroma, DecimalText, MetricName, WorkspacePath
+
+ALL_METRICS: tuple[MetricName, ...] = ("exactMatch", "f1", "rougeL", "bleu")
+CollectionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]{1,61}[a-zA-Z0-9]$", max_length=63)]
+Seed = Annotated[int, Field(ge=0, le=2147483647)]
+
+
+class Ingest(Model):
+    """PDF files into a ChromaDB collection. The collection is `dataPrep.collection`."""
+
+    path: WorkspacePath = "corpus"
+    """Folder of the workspace with the PDF files; folders below it are read too."""
+    chunk_characters: Annotated[int, Field(ge=200, le=8000)] = 800
+    """Length of a chunk, in characters, at most."""
+    chunk_overlap_characters: Annotated[int, Field(ge=0, le=2000)] = 100
+    """Characters that neighbouring chunks of a document share."""
+
+    rules = (
+        Rule(
+            cel="self.chunkOverlapCharacters * 2 <= self.chunkCharacters",
+            message="ingest.chunkOverlapCharacters: must be at most half of chunkCharacters; lower it",
+            check=lambda m: m.chunk_overlap_characters * 2 <= m.chunk_characters,
+        ),
+    )
+
+
+class DataPrep(Model):
+    """Question-answer data from a ChromaDB collection, split by cluster of near-duplicate documents."""
+
+    collection: CollectionName = "pdf_docs"
+    """The ChromaDB collection that ingest fills, and that questions and retrieved passages come from."""
+    chroma: Chroma = Chroma()
+    """Where the collection lives."""
+    top_k: Annotated[int, Field(ge=1, le=20)] = 3
+    """Passages retrieved for a question, in training rows and in evaluation."""
+    max_samples: Annotated[int, Field(ge=1, le=1000000)] = 1000
+    """Question-answer rows at most, training and validation together."""
+    validation_fraction: DecimalText = "0.2"
+    """Share of the document clusters that is held out, as text such as `"0.2"`; more than 0 and less than 1."""
+    seed: Seed = 7
+    """Seed of the split and of every choice; the same seed and documents give the same bytes."""
+
+    rules = (
+        Rule(
+            cel="double(self.validationFraction) > 0.0 && double(self.validationFraction) < 1.0",
+            message='dataPrep.validationFraction: must be more than 0 and less than 1, such as "0.2"',
+            check=lambda m: 0 < float(m.validation_fraction) < 1,
+        ),
+    )
+
+
+class Lora(Model):
+    """Low-rank fine-tuning of the base model on the run's dataset."""
+
+    epochs: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Passes over the training rows. 0, the default, trains nothing; a confirmed run needs at least 1."""
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Rank of the adapter matrices."""
+    alpha: Annotated[int, Field(ge=1, le=4096)] = 32
+    """Scale of the adapter: its output is multiplied by alpha / rank."""
+    dropout: DecimalText = "0.05"
+    """Dropout in front of the adapter, as text such as `"0.05"`; at least 0 and less than 1."""
+    learning_rate: DecimalText = "0.0002"
+    """Peak learning rate, as text such as `"2e-4"`: write it in quotes, a bare number is refused."""
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 4
+    """Rows of one forward pass on one device."""
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=4096)] = 4
+    """Forward passes of one optimizer step. Lower batchSize and raise this when memory runs out."""
+    max_length: Annotated[int, Field(ge=64, le=131072)] = 1024
+    """Longest row, in tokens; longer rows are left out and counted."""
+    seed: Seed = 7
+    """Seed of the initial adapter and of the order of rows."""
+
+    rules = (
+        Rule(
+            cel="double(self.dropout) < 1.0",
+            message='lora.dropout: must be less than 1, such as "0.05"',
+            check=lambda m: float(m.dropout) < 1,
+        ),
+        Rule(
+            cel="double(self.learningRate) > 0.0 && double(self.learningRate) <= 1.0",
+            message='lora.learningRate: must be more than 0 and at most 1, such as "2e-4"',
+            check=lambda m: 0 < float(m.learning_rate) <= 1,
+        ),
+    )
+
+
+class Reward(Model):
+    """Settings of the reward model."""
+
+    epochs: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Passes over the preference pairs. 0, the default, trains nothing."""
+
+
+class Ppo(Model):
+    """Settings of the policy optimisation."""
+
+    steps: Annotated[int, Field(ge=0, le=1000000)] = 0
+    """Optimisation steps. 0, the default, trains nothing."""
+
+
+class Rlhf(Model):
+    """Reinforcement learning from human feedback. Off unless switched on here and listed in `stages`."""
+
+    enabled: bool = False
+    """Whether the stages reward and ppo may be listed in a confirmed run."""
+    reward: Reward = Reward()
+    """Settings of the stage reward."""
+    ppo: Ppo = Ppo()
+    """Settings of the stage ppo."""
+
+
+class Evaluation(Model):
+    """How the tuned model is measured beside its base, on held-out documents."""
+
+    metrics: Annotated[tuple[MetricName, ...], Field(min_length=1, max_length=4)] = ALL_METRICS
+    """Metrics of the report: exactMatch and f1 by the SQuAD v2 rules, rougeL, bleu."""
+    rag: bool = True
+    """Whether answers are also measured with retrieved passages."""
+    max_items: Annotated[int, Field(ge=1, le=100000)] = 200
+    """Validation rows that are answered at most; the first ones of the file, which is shuffled by document."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Tokens of an answer at most."""
+
+
+Strategy = Literal["none"]
