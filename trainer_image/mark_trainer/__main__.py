@@ -1,0 +1,156 @@
+"""The command `mark-trainer`: checks the job's input, runs one stage, and leaves a Result and an exit code.
+
+It must import nothing heavy before the input is known to be good.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mark_crds import names
+from mark_crds.job_input import FORMAT_VERSION, JobInput
+from mark_crds.job_output import ExitCode, Result
+from pydantic import ValidationError
+
+from mark_trainer.failures import Failure, UserMistake, failure_of
+from mark_trainer.outcome import adopt_own_result, keep_result, termination_message
+from mark_trainer.progress import Progress
+from mark_trainer.workspace import Work, Workspace
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one stage; returns the exit code that tells the operator how it ended."""
+    # No library may call home, and a compute library may not take every core of a shared machine by itself.
+    os.environ.update({"HF_HUB_DISABLE_TELEMETRY": "1", "ANONYMIZED_TELEMETRY": "False", "DO_NOT_TRACK": "1"})
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    options = _parser().parse_args(arguments)
+    try:
+        result, code = run_stage(options), ExitCode.DONE
+    except BaseException as error:  # noqa: BLE001 - whatever ends a stage must reach the operator as a Result
+        failure = failure_of(error)
+        if not isinstance(error, Failure):
+            traceback.print_exc()
+        result, code = _failed(options.stage, failure), failure.exit_code
+    _leave(result, options.termination_message)
+    return int(code)
+
+
+def run_stage(options: argparse.Namespace) -> Result:
+    """Do the stage, unless this run did it already."""
+    job_input = read_job_input(options.input)
+    module = _stage_module(options.stage, job_input)
+    progress = Progress.from_environment(options.stage)
+    work = Work(
+        job_input=job_input,
+        workspace=Workspace(options.workspace),
+        run_uid=options.run_uid,
+        attempt=options.attempt,
+        stage=options.stage,
+        progress=progress,
+        stop=_stop_on_signal(),
+    )
+    try:
+        result = adopt_own_result(work) or importlib.import_module(module).run(work)
+    finally:
+        progress.close()
+    if _writes_results():
+        keep_result(work, result)
+    return result
+
+
+def read_job_input(path: Path) -> JobInput:
+    """The job's input, or a UserMistake that names the field."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserMistake("NoJobInput", f"--input: there is no file {path}") from error
+    except ValueError as error:
+        raise UserMistake("InvalidJobInput", f"--input: {path} is no JSON ({error})") from error
+    version = value.get("formatVersion") if isinstance(value, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserMistake(
+            "UnknownFormatVersion",
+            f"the job input has formatVersion {version}, and this trainer reads {FORMAT_VERSION}: "
+            "set the trainer image to the release of the operator that wrote it",
+        )
+    try:
+        return JobInput.model_validate(value)
+    except ValidationError as error:
+        raise UserMistake("InvalidJobInput", _in_words(error)) from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mark-trainer", description="Run one stage of a MARK training run.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run one stage and leave a Result")
+    run.add_argument("--stage", required=True, choices=tuple(names.STAGE_NAMES), help="the stage to run")
+    run.add_argument("--input", required=True, type=Path, help="the JobInput file, JSON")
+    run.add_argument("--workspace", type=Path, default=Path(names.WORKSPACE_MOUNT), help="root of the workspace")
+    run.add_argument("--run-uid", required=True, help="uid of the run; names its folder below runs/")
+    run.add_argument("--attempt", type=int, default=1, help="which attempt at this stage this is, from 1")
+    run.add_argument(
+        "--termination-message",
+        type=Path,
+        default=Path(names.TERMINATION_MESSAGE_PATH),
+        help="file that the Result is written to, when it can be written",
+    )
+    return parser
+
+
+def _stage_module(stage: str, job_input: JobInput) -> str:
+    if stage != "preflight" and stage not in job_input.stages:
+        raise UserMistake("StageNotInRun", f"--stage: {stage} is not one of the run's stages {list(job_input.stages)}")
+    module = f"mark_trainer.{names.stage_module(stage)}"
+    if importlib.util.find_spec(module) is None:
+        raise UserMistake("NoSuchStage", f"this trainer has no stage {stage} yet: take it out of spec.stages")
+    return module
+
+
+def _stop_on_signal() -> threading.Event:
+    stop = threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    return stop
+
+
+def _writes_results() -> bool:
+    # The Pods of a stage on several nodes share the workspace; the first one speaks for all.
+    return os.environ.get("JOB_COMPLETION_INDEX", "0") == "0"
+
+
+def _failed(stage: str, failure: Failure) -> Result:
+    return Result.model_validate(
+        {
+            "stage": stage,
+            "outcome": failure.outcome,
+            "reason": failure.reason[:64],
+            "message": failure.message[:1000],
+        }
+    )
+
+
+def _leave(result: Result, path: Path) -> None:
+    message = termination_message(result)
+    print(message, flush=True)
+    try:
+        path.write_text(message, encoding="utf-8")
+    except OSError as error:
+        print(f"the Result was not written to {path}: {error}", file=sys.stderr)
+
+
+def _in_words(error: ValidationError) -> str:
+    problems: list[Any] = error.errors(include_url=False, include_context=False)
+    return "; ".join(f"{'.'.join(str(part) for part in p['loc']) or 'job input'}: {p['msg']}" for p in problems)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
