@@ -68,7 +68,7 @@ class RunSpec(Model):
     """Trainer image, one of those that the administrator allows; absent means the administrator's default."""
     queue_name: Name | None = None
     """Kueue LocalQueue that admits the Jobs; absent means no queue."""
-    node_selector: NodeSelector = {}
+    node_selector: NodeSelector = Field(default={})
     """Labels that a node must have."""
     tolerations: Annotated[tuple[Toleration, ...], Field(max_length=16)] = ()
     """Taints that the Pods tolerate."""
@@ -270,8 +270,7 @@ def _equal(path: str, field: str, optional: bool) -> str:
 def spec_fields(spec: type[RunSpec]) -> list[tuple[str, bool]]:
     """Every field of a spec with its name in the manifest and whether the stored object may lack it."""
     return [
-        (str(field.alias), field.default is None and not field.is_required())
-        for field in spec.model_fields.values()
+        (str(field.alias), field.default is None and not field.is_required()) for field in spec.model_fields.values()
     ]
 
 

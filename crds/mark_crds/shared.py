@@ -15,13 +15,10 @@ QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
 
 def normal_decimal(text: str) -> str:
     """The one spelling of a decimal number: `2e-4`, `0.0002` and `0.00020` all become `0.0002`."""
-    number = format(Decimal(text).normalize(), "f")
-    return number
+    return format(Decimal(text).normalize(), "f")
 
 
-DecimalText = Annotated[
-    str, StringConstraints(pattern=DECIMAL_PATTERN, max_length=24), AfterValidator(normal_decimal)
-]
+DecimalText = Annotated[str, StringConstraints(pattern=DECIMAL_PATTERN, max_length=24), AfterValidator(normal_decimal)]
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=63)]
 ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 WorkspacePath = Annotated[str, StringConstraints(pattern=PATH_PATTERN, max_length=512)]
@@ -47,7 +44,9 @@ class BaseModelReference(Model):
 
     path: WorkspacePath | None = None
     """A folder of the workspace with `config.json`, safetensors weights and a tokenizer."""
-    hugging_face_id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$", max_length=200)] | None = None
+    hugging_face_id: (
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$", max_length=200)] | None
+    ) = None
     """A hub model such as `org/name`; it is downloaded, so the cluster must reach the hub. Needs `revision`."""
     revision: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$", max_length=40)] | None = None
     """The commit of the hub model, 40 hexadecimal digits: branches move, commits do not."""
@@ -98,7 +97,9 @@ class Resources(Model):
     """Pods of a training stage, one a node. More than one needs a ReadWriteMany claim."""
     gpus_per_node: Annotated[int, Field(ge=0, le=16)] = 1
     """GPUs of each Pod; 0 trains on CPU."""
-    gpu_resource: Annotated[str, StringConstraints(pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$", max_length=128)] = "nvidia.com/gpu"
+    gpu_resource: Annotated[str, StringConstraints(pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$", max_length=128)] = (
+        "nvidia.com/gpu"
+    )
     """The extended resource that stands for one GPU in this cluster, such as `nvidia.com/gpu` or `amd.com/gpu`."""
     cpu: Quantity = "4"
     """CPU request and limit of each Pod, such as `"8"` or `500m`."""

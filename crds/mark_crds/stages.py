@@ -8,7 +8,9 @@ from mark_crds.model import Model, Rule
 from mark_crds.shared import Chroma, DecimalText, MetricName, WorkspacePath
 
 ALL_METRICS: tuple[MetricName, ...] = ("exactMatch", "f1", "rougeL", "bleu")
-CollectionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]{1,61}[a-zA-Z0-9]$", max_length=63)]
+CollectionName = Annotated[
+    str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]{1,61}[a-zA-Z0-9]$", max_length=63)
+]
 Seed = Annotated[int, Field(ge=0, le=2147483647)]
 
 

@@ -31,7 +31,9 @@ def _models_in(annotation: Any) -> list[type[Model]]:
     return [model for inner in getattr(annotation, "__args__", ()) for model in _models_in(inner)]
 
 
-def _convert(node: dict[str, Any], defs: dict[str, Any], models: dict[str, type[Model]], *, in_list: bool) -> dict[str, Any]:
+def _convert(
+    node: dict[str, Any], defs: dict[str, Any], models: dict[str, type[Model]], *, in_list: bool
+) -> dict[str, Any]:
     if "$ref" in node:
         name = node["$ref"].rsplit("/", 1)[1]
         outer = {key: value for key, value in node.items() if key != "$ref"}
