@@ -149,7 +149,8 @@ def _rows(schema: dict[str, Any], path: str, required: list[str]) -> Iterator[st
 
 
 def _row(path: str, schema: dict[str, Any], required: bool) -> str:
-    default = "**required**" if required else _code(schema["default"]) if "default" in schema else ""
+    filled_in = "default" in schema and "properties" not in schema
+    default = "**required**" if required else _code(schema["default"]) if filled_in else ""
     cells = [f"`{path}`", _type(schema), default, _limits(schema), schema.get("description", "")]
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 

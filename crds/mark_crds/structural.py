@@ -64,12 +64,19 @@ def _convert_object(
             name: _convert(child, defs, models, in_list=in_list) for name, child in node["properties"].items()
         }
         if "default" in node:
-            result["default"] = {}  # the fields' own defaults fill it
+            # In full: the API server tries the block's rules on this value before it fills in the fields' own defaults.
+            result["default"] = _without_nulls(node["default"])
     else:
         values = node["additionalProperties"]
         result["additionalProperties"] = _convert(values, defs, models, in_list=True)
         result.pop("propertyNames", None)
         result.pop("patternProperties", None)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return value
 
 
 def _without_null(node: dict[str, Any]) -> dict[str, Any]:
