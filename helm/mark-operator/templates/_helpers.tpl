@@ -31,16 +31,22 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 
 {{- define "mark.authoritySecretName" -}}
-{{ include "mark.name" . }}-ca
+{{ include "mark.name" . }}-authority
 {{- end -}}
 
-{{/* What the operator reads at its start. */}}
+{{/* What the operator reads at its start: the chosen settings, and those that follow from the chart's own objects. */}}
 {{- define "mark.settings" -}}
-{{- $settings := merge (dict
+{{- $filled := dict
+  "operatorNamespace" .Release.Namespace
+  "watchNamespaces" .Values.watchNamespaces
   "trainerImage" .Values.image.trainer
   "trainerImagePullPolicy" .Values.image.pullPolicy
   "dryRunPods" .Values.plan.dryRunPods
-  "watchNamespaces" .Values.watchNamespaces
-) .Values.settings -}}
-{{ $settings | toPrettyJson }}
+  "leaseName" (include "mark.leaseName" .)
+  "authoritySecretName" (include "mark.authoritySecretName" .)
+  "progressUrl" (printf "https://%s.%s.svc:8443" (include "mark.name" .) .Release.Namespace)
+  "progressPort" 8443
+  "healthPort" 8080
+-}}
+{{ merge $filled .Values.settings | toPrettyJson }}
 {{- end -}}
