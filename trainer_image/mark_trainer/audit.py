@@ -1,0 +1,134 @@
+"""Refuses, in seconds, a training that could not work: before the first step, with one sentence that says why.
+
+It must not change the model, the examples or the random numbers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from mark_trainer.dataset import Example, Row
+from mark_trainer.failures import BadData, MachineTrouble, UserMistake
+from mark_trainer.likelihood import IGNORED
+from mark_trainer.prompts import PromptBuilder
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the audit counted, for the adapter's manifest."""
+
+    examples: int
+    tokens: int
+    trained_tokens: int
+    prompt_mismatches: int
+    shared_clusters: int
+    live_modules: tuple[str, ...] = ()
+
+    @property
+    def trained_share(self) -> float:
+        return self.trained_tokens / max(1, self.tokens)
+
+
+def audit_examples(
+    examples: Sequence[Example], training: Sequence[Row], validation: Sequence[Row], builder: PromptBuilder
+) -> Findings:
+    """Checks masks, stop tokens, prompts and the split; raises with the first thing that is wrong."""
+    if not examples:
+        raise UserMistake(
+            "NoRowFits", "lora.maxLength: no row fits; raise it, or lower dataPrep.topK or ingest.chunkCharacters"
+        )
+    mismatches = 0
+    for example in examples:
+        check_mask(example, builder.stop)
+        mismatches += not same_prompt(example, builder)
+    if mismatches:
+        raise BadData(
+            "PromptMismatch",
+            f"{mismatches} of {len(examples)} training prompts differ from the prompts that evaluation would build; "
+            "the tokenizer of baseModel does not encode the same text to the same ids twice",
+        )
+    shared = shared_documents(training, validation)
+    if shared:
+        raise BadData(
+            "SplitOverlap",
+            f"{len(shared)} documents stand in both training and validation rows, the first is {shared[0]}; "
+            "make the dataset again, it must be split by cluster of documents",
+        )
+    return Findings(
+        examples=len(examples),
+        tokens=sum(len(example.ids) for example in examples),
+        trained_tokens=sum(label != IGNORED for example in examples for label in example.labels),
+        prompt_mismatches=mismatches,
+        shared_clusters=0,
+    )
+
+
+def check_mask(example: Example, stop: int) -> None:
+    """The prompt carries no loss, every token of the answer does, and the last of them is the stop token."""
+    name = f"row {example.row.id}"
+    answer = example.ids[example.prompt_tokens :]
+    if len(example.ids) != len(example.labels):
+        raise BadData("MaskWrong", f"{name}: {len(example.ids)} token ids and {len(example.labels)} labels")
+    if any(label != IGNORED for label in example.labels[: example.prompt_tokens]):
+        raise BadData("PromptTrained", f"{name}: a token of the prompt carries loss")
+    if example.labels[example.prompt_tokens :] != answer:
+        raise BadData("MaskWrong", f"{name}: the labels of the answer are not its token ids")
+    if not answer or answer[-1] != stop:
+        raise BadData("StopNotTrained", f"{name}: the stop token is not trained, so the model would not learn to end")
+    if len(answer) < 2:
+        raise BadData("EmptyAnswer", f"{name}: the answer is empty; remove the row")
+
+
+def same_prompt(example: Example, builder: PromptBuilder) -> bool:
+    """Whether evaluation would give the model the very tokens that it was trained behind."""
+    passages = [passage.text for passage in example.row.contexts or ()] if example.form == "retrieved" else None
+    prompt = builder.prompt(example.row.question, passages)
+    return prompt is not None and prompt.ids == example.ids[: example.prompt_tokens]
+
+
+def shared_documents(training: Sequence[Row], validation: Sequence[Row]) -> list[str]:
+    """Digests and clusters that stand on both sides of the split."""
+    sides = [
+        {mark for row in rows for mark in (row.document.digest, f"cluster {row.document.cluster}")}
+        for rows in (training, validation)
+    ]
+    return sorted(sides[0] & sides[1])
+
+
+def audit_adapter(model: PreTrainedModel, example: Example) -> tuple[str, ...]:
+    """The adapted modules, after one backward pass has shown that a gradient reaches each of them.
+
+    B starts at zero, so at the first step only B's gradient can differ from zero; A's must exist.
+    Some modules read their weight without calling the layer (Mamba's dt_proj): an adapter there is dead.
+    """
+    was_training = model.training
+    model.eval()  # without dropout no random number is drawn
+    try:
+        device = next(model.parameters()).device
+        ids = torch.tensor([example.ids], device=device)
+        labels = torch.tensor([example.labels], device=device)
+        loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+        if not torch.isfinite(loss):
+            raise MachineTrouble(
+                "LossNotFinite",
+                f"row {example.row.id}: the first loss is {loss.item()}; check the weights of baseModel",
+            )
+        loss.backward()
+        live, dead = [], []
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            reached = parameter.grad is not None and (".lora_B." not in name or bool(parameter.grad.abs().sum() > 0))
+            (live if reached else dead).append(name)
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.train(was_training)
+    if dead or not live:
+        raise UserMistake(
+            "DeadAdapter",
+            f"no gradient reaches {len(dead)} tensors of the adapter, the first is {(dead or ['none'])[0]}: "
+            "this model family needs other target modules",
+        )
+    return tuple(sorted({name.split(".lora_")[0] for name in live}))

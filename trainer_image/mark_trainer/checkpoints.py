@@ -1,0 +1,60 @@
+"""Checkpoints that are whole or not there: sealed with digests, made visible by one rename, verified before use.
+
+It must not know what the files in a checkpoint mean.
+"""
+
+import logging
+import shutil
+from pathlib import Path
+
+from mark_trainer.failures import BadData
+from mark_trainer.publish import MANIFEST, provenance_of, verify_folder, write_manifest
+from mark_trainer.workspace import sync_folder
+
+KEEP = 2
+PREFIX = "step-"
+
+log = logging.getLogger(__name__)
+
+
+def publish(staged: Path, folder: Path, step: int, provenance: dict[str, str]) -> Path:
+    """Seals a written checkpoint, manifest last, makes it visible as `step-N`, and drops old ones."""
+    target = folder / f"{PREFIX}{step}"
+    write_manifest(staged, {"kind": "checkpoint", "step": step, **provenance})
+    if target.exists():
+        shutil.rmtree(target)
+    staged.rename(target)
+    sync_folder(folder)
+    for older in _by_step(folder)[KEEP:]:
+        shutil.rmtree(older)
+    return target
+
+
+def newest_verified(folder: Path, provenance: dict[str, str]) -> Path | None:
+    """The newest checkpoint that is whole and belongs to the same work; others are passed over with a warning."""
+    for path in _by_step(folder):
+        try:
+            verify_folder(path, path.name)
+        except BadData as error:
+            log.warning("checkpoint passed over: %s", error.message)
+            continue
+        found = provenance_of(path, path.name)
+        if any(found.get(name) != value for name, value in provenance.items()):
+            log.warning("checkpoint passed over: %s/%s belongs to other data or settings", path.name, MANIFEST)
+            continue
+        return path
+    return None
+
+
+def step_of(path: Path) -> int:
+    return int(path.name.removeprefix(PREFIX))
+
+
+def _by_step(folder: Path) -> list[Path]:
+    """The newest first."""
+    if not folder.is_dir():
+        return []
+    paths = [
+        path for path in folder.iterdir() if path.name.startswith(PREFIX) and path.name.removeprefix(PREFIX).isdigit()
+    ]
+    return sorted(paths, key=step_of, reverse=True)

@@ -1,0 +1,139 @@
+"""The rows of a dataset, and the token ids and labels that are trained on. It must not retrieve, train or judge.
+
+Only the answer and its stop token carry loss; everything before them has the label -100.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.alias_generators import to_camel
+
+from mark_trainer.failures import BadData
+from mark_trainer.likelihood import IGNORED
+from mark_trainer.prompts import PromptBuilder
+
+TRAIN_FILE = "train_sft.jsonl"
+VALIDATION_FILE = "val_sft.jsonl"
+SHARE_WITH_PASSAGES = 0.5
+
+
+class _Entry(BaseModel):
+    """Part of a row; fields that this trainer does not know are left alone."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
+
+
+class Document(_Entry):
+    """The document that a row or a passage comes from."""
+
+    digest: str
+    title: str = ""
+    path: str = ""
+    cluster: str
+
+
+class Passage(_Entry):
+    """A retrieved chunk, as it is shown with the question."""
+
+    chunk_id: str
+    text: str
+    oracle: bool = False
+    """Whether it is the chunk that holds the answer."""
+    page: int | None = None
+
+
+class Row(_Entry):
+    """One question with its answer and where the answer stands."""
+
+    id: str
+    question: str
+    answer: str
+    document: Document
+    chunk_id: str
+    page: int | None = None
+    span: tuple[int, int] | None = None
+    topic: str = ""
+    generator: str = ""
+    contexts: tuple[Passage, ...] | None = None
+    """Passages retrieved for the question, the nearest first; absent when none were looked up."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as token ids: `ids[:prompt_tokens]` is the prompt, the rest the answer with its stop token."""
+
+    row: Row
+    ids: list[int]
+    labels: list[int]
+    prompt_tokens: int
+    form: str  # closedBook or retrieved
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The rows that fit, as examples, and the ids of those that do not."""
+
+    examples: list[Example]
+    too_long: list[str]
+    cut: int
+    """Examples whose passages were shortened to fit."""
+
+
+def read_rows(folder: Path, name: str) -> list[Row]:
+    """The rows of a file of a dataset; raises BadData that names file, line and field."""
+    path = folder / name
+    if not path.is_file():
+        raise BadData(
+            "NoDatasetFile", f"{folder.name}/{name}: there is no such file; run dataPrep, or correct spec.dataset.path"
+        )
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(Row.model_validate_json(line))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise BadData(
+                "BadRow", f"{folder.name}/{name} line {number}: {field}: {first['msg']}; correct the row"
+            ) from error
+    if not rows:
+        raise BadData(
+            "EmptyDataset",
+            f"{folder.name}/{name}: has no rows; run dataPrep with more documents or a larger maxSamples",
+        )
+    return rows
+
+
+def encode_rows(rows: Sequence[Row], builder: PromptBuilder, *, max_length: int, seed: int) -> Encoded:
+    """Examples for training: about half of the rows with their passages, the others closed book."""
+    examples, too_long, cut = [], [], 0
+    for row in rows:
+        with_passages = bool(row.contexts) and draw(seed, row.id) < SHARE_WITH_PASSAGES
+        passages = [passage.text for passage in row.contexts or ()] if with_passages else None
+        prompt = builder.prompt(row.question, passages)
+        answer = builder.answer(row.answer)
+        if prompt is None or len(prompt.ids) + len(answer) > max_length:
+            too_long.append(row.id)
+            continue
+        cut += prompt.cut
+        examples.append(
+            Example(
+                row=row,
+                ids=prompt.ids + answer,
+                labels=[IGNORED] * len(prompt.ids) + answer,
+                prompt_tokens=len(prompt.ids),
+                form="retrieved" if with_passages else "closedBook",
+            )
+        )
+    return Encoded(examples, too_long, cut)
+
+
+def draw(seed: int, row_id: str) -> float:
+    """A number in [0, 1) that depends on seed and row alone, not on the order of rows."""
+    digest = hashlib.sha256(f"{seed}:{row_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
