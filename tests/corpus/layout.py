@@ -80,13 +80,17 @@ def paragraphs(text: str) -> list[str]:
         words = " ".join(line.split())
         if not words:
             open_line = ""
-        elif wrapped and len(open_line) >= 45 and not _MARKER.match(line):
+        elif len(open_line) >= 45 and not _MARKER.match(line) and (wrapped or _goes_on(open_line, words)):
             found[-1] += " " + words
             open_line = line
         else:
             found.append(words)
             open_line = line
     return found
+
+
+def _goes_on(above: str, words: str) -> bool:
+    return words[0].islower() and above.rstrip()[-1] not in ".;:,"
 
 
 def _flowables(title: str, text: str, layout: Layout) -> list[Flowable]:
