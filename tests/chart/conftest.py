@@ -1,0 +1,49 @@
+"""Helm, and what the chart renders with given values. No cluster."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+CHART = Path(__file__).resolve().parents[2] / "helm" / "mark-operator"
+CACHE = Path(os.environ.get("MARK_CACHE") or Path.home() / ".cache" / "mark-operator")
+Rendered = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def helm() -> str:
+    """The Helm that the local cluster is installed with, else the one on the PATH."""
+    built = sorted((CACHE / "bin").glob("helm-*/helm"))
+    found = str(built[-1]) if built else shutil.which("helm")
+    if found is None:
+        pytest.skip("helm is not there; `python3 tests/cluster/local.py binaries` builds it")
+    return found
+
+
+@pytest.fixture(scope="session")
+def template(helm: str) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `helm template`, as release mark-operator in mark-system; each word is a value such as `replicas=1`."""
+
+    def run(*values: str, release: str = "mark-operator") -> subprocess.CompletedProcess[str]:
+        settings = [word for value in values for word in ("--set", value)]
+        command = [helm, "template", release, str(CHART), "--namespace", "mark-system", *settings]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def render(template: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[..., Rendered]:
+    """The rendered objects."""
+
+    def objects(*values: str, release: str = "mark-operator") -> Rendered:
+        done = template(*values, release=release)
+        assert done.returncode == 0, done.stderr
+        return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+    return objects
