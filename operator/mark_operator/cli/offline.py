@@ -1,0 +1,107 @@
+"""A plan without a cluster: a manifest and the settings, rendered with the operator's own pure code."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mark_crds import names
+from pydantic import ValidationError
+
+from mark_operator.cli.errors import InputError
+from mark_operator.cli.session import Json
+from mark_operator.run.plan import Rendering, confirm_command, planned_stages, render
+from mark_operator.seen import RunKey
+from mark_operator.settings import Settings, read_settings_file
+from mark_operator.training import plan as training_plan
+
+_RESOLVE = {"TrainingRun": training_plan.resolve}
+
+
+def read_runs(path: Path) -> list[Json]:
+    """The TrainingRuns and EvalRuns of a manifest file; other objects in it are passed over."""
+    try:
+        documents = [document for document in yaml.safe_load_all(path.read_text()) if document]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is no YAML: {error}") from error
+    runs = [d for d in documents if isinstance(d, dict) and d.get("kind") in _RESOLVE]
+    if not runs:
+        raise InputError(f"{path}: holds no TrainingRun and no EvalRun", f"apiVersion: {names.API_VERSION}")
+    for run in runs:
+        _require_envelope(path, run)
+    return runs
+
+
+def _require_envelope(path: Path, run: Json) -> None:
+    if run.get("apiVersion") != names.API_VERSION:
+        raise InputError(f"{path}: apiVersion: is {run.get('apiVersion')!r}", f"write apiVersion: {names.API_VERSION}")
+    if not isinstance(run.get("metadata"), dict) or not isinstance(run["metadata"].get("name"), str):
+        raise InputError(
+            f"{path}: metadata.name: is missing", "a plan's hash contains the name, so generateName will not do"
+        )
+    if not isinstance(run.get("spec"), dict):
+        raise InputError(f"{path}: spec: is missing")
+
+
+def read_settings_of(path: Path | None) -> Settings:
+    """The settings of a file that `mark settings` printed; without a file, the defaults."""
+    if path is None:
+        return Settings()
+    try:
+        return Settings.model_validate(read_settings_file(path))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, yaml.YAMLError) as error:
+        reason = "\n".join(spec_mistakes(error)) if isinstance(error, ValidationError) else str(error)
+        raise InputError(f"{path}: these are no settings of this operator", reason) from error
+
+
+def plan_offline(path: Path, run: Json, namespace: str, settings: Settings) -> Json:
+    """The run with the defaults filled in and the status that its plan would have."""
+    key = RunKey(run["kind"], namespace, run["metadata"]["name"])
+    try:
+        rendering = render(_RESOLVE[run["kind"]](key, run["spec"], settings))
+    except ValidationError as error:
+        raise InputError(
+            f"{path}: {run['kind']} {key.name} is wrong", "\n".join(spec_mistakes(error, "spec."))
+        ) from error
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": run["kind"],
+        "metadata": {"name": key.name, "namespace": namespace},
+        "spec": rendering.means.spec.to_dict(),
+        "status": {"plan": _plan(key, rendering)},
+    }
+
+
+def _plan(key: RunKey, rendering: Rendering) -> Json:
+    return {
+        "hash": rendering.hash,
+        "stages": [stage.to_dict() for stage in planned_stages(rendering)],
+        "warnings": list(rendering.warnings),
+        "confirmCommand": confirm_command(key, rendering.hash),
+    }
+
+
+def spec_mistakes(error: ValidationError, prefix: str = "") -> list[str]:
+    """Each mistake with its field and its cure."""
+    return [_mistake(dict(detail), prefix) for detail in error.errors()]
+
+
+def _mistake(detail: dict[str, Any], prefix: str) -> str:
+    field = prefix + ".".join(str(part) for part in detail["loc"])
+    value = detail.get("input")
+    match detail["type"]:
+        case "extra_forbidden":
+            return f"{field}: there is no such field; crds/REFERENCE.md lists all of them"
+        case "missing":
+            return f"{field}: is missing"
+        case "string_type" if isinstance(value, int | float) and not isinstance(value, bool):
+            short = field.rsplit(".", 1)[-1]
+            short = field.rsplit(".", 1)[-1]
+            return f'{field}: is the bare number {value}; write it in quotes, as text: {short}: "{value}"'
+        case "value_error":
+            return str(detail["msg"]).removeprefix("Value error, ")
+        case _:
+            return f"{field}: {detail['msg'][0].lower()}{detail['msg'][1:]}, but is {value!r}"

@@ -1,0 +1,165 @@
+"""A plan as a person reads it in ten seconds: stages, checks, warnings, and the command that confirms it."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from mark_operator.cli.view.formatting import duration, plain_table, plural, seconds_between, short_digest, short_image
+
+Json = dict[str, Any]
+
+_OUTCOMES = {"Passed": ("passed", "green"), "Failed": ("FAILED", "bold red"), "NotChecked": ("not checked", "yellow")}
+
+
+def plan_view(run: Json, now: datetime) -> RenderableType:
+    """The plan of a run whose status holds one."""
+    plan = run["status"]["plan"]
+    state = run["status"].get("state") or "Planning"
+    age = duration(seconds_between(plan["plannedAt"], now))
+    title = f"{state} · planned {age} ago"
+    return Group(*_parts(run, title, checks_view(plan.get("checks", []))), "", *_ending(run, plan))
+
+
+def offline_plan_view(run: Json, *, pinned: str) -> RenderableType:
+    """A plan that was rendered without a cluster; `pinned` says what the hash depends on besides the spec."""
+    plan = run["status"]["plan"]
+    unchecked = Text(
+        "\nChecks: none, because no cluster was asked. `kubectl apply` of the same file shows them in `mark plan`."
+    )
+    return Group(
+        *_parts(run, "rendered offline", unchecked), "", pinned, "", "To run exactly this plan, once it is applied:",
+        f"  {plan['confirmCommand']}",
+    )  # fmt: skip
+
+
+def checks_view(checks: list[Json]) -> RenderableType:
+    """The prerequisites, the failed ones first."""
+    if not checks:
+        return Text("\nChecks: none yet.")
+    table = plain_table("CHECK", "OUTCOME", "FOUND")
+    order = list(_OUTCOMES)
+    order.sort(key=lambda outcome: outcome != "Failed")
+    for check in sorted(checks, key=lambda check: order.index(check["outcome"])):
+        word, style = _OUTCOMES[check["outcome"]]
+        table.add_row(check["name"], Text(word, style=style), check["message"])
+    return Group("", table)
+
+
+def failed_checks(plan: Json) -> list[Json]:
+    """The checks that keep a run from being confirmed."""
+    return [check for check in plan.get("checks", []) if check["outcome"] == "Failed"]
+
+
+def stages_view(run: Json) -> RenderableType:
+    """The Jobs of the plan, one stage after another."""
+    table = plain_table("STAGE", "NODES", "GPUS", "CPU", "MEMORY", "WORK", right=("NODES", "GPUS", "CPU", "MEMORY"))
+    for stage in run["status"]["plan"].get("stages", []):
+        table.add_row(
+            stage["stage"], str(stage["nodes"]), str(stage["gpus"]), stage["cpu"], stage["memory"],
+            work_of(stage["stage"], run["spec"]),
+        )  # fmt: skip
+    return table
+
+
+def work_of(stage: str, spec: Json) -> str:
+    """What a stage does, from the numbers in the spec that a reviewer looks for."""
+    describe = _WORK.get(stage)
+    return describe(spec) if describe else ""
+
+
+def _parts(run: Json, title: str, checks: RenderableType) -> Iterator[RenderableType]:
+    plan, metadata = run["status"]["plan"], run["metadata"]
+    yield Text(f"{run['kind']} {metadata.get('namespace', 'default')}/{metadata['name']} · {title}", style="bold")
+    yield f"plan {plan['hash']}"
+    yield from _facts(run)
+    yield ""
+    yield stages_view(run)
+    yield _total(plan)
+    yield checks
+    if warnings := plan.get("warnings"):
+        yield Text("\nWarnings", style="yellow")
+        yield from (f"  - {warning}" for warning in warnings)
+
+
+def _facts(run: Json) -> Iterator[str]:
+    spec = run["spec"]
+    images = sorted({short_image(stage["image"]) for stage in run["status"]["plan"].get("stages", [])})
+    facts = {
+        "image": ", ".join(images),
+        "workspace": spec["workspace"]["claimName"],
+        "base model": _base(spec),
+        "measures": _measured(spec) if run["kind"] == "EvalRun" else "",
+        "writes model": spec.get("output", {}).get("model", "") if run["kind"] == "TrainingRun" else "",
+        "queue": spec.get("queueName", ""),
+    }
+    yield " · ".join(f"{name} {value}" for name, value in facts.items() if value)
+
+
+def _base(spec: Json) -> str:
+    base = spec.get("baseModel", {})
+    return str(base.get("path") or (f"{base['huggingFaceId']}@{short_digest(base['revision'])}" if base else ""))
+
+
+def _measured(spec: Json) -> str:
+    model = spec["model"]
+    return str(model.get("name") or model.get("path") or "the AutoPipeline's choice")
+
+
+def _total(plan: Json) -> Text:
+    stages = plan.get("stages", [])
+    most = max((stage["gpus"] for stage in stages), default=0)
+    gpus = f"{plural(most, 'GPU')} at most at a time" if most else "no GPU"
+    return Text(f"{plural(len(stages), 'Job')} one after another, {gpus}", style="dim")
+
+
+def _ending(run: Json, plan: Json) -> Iterator[RenderableType]:
+    confirmation = run["status"].get("confirmation")
+    failed = failed_checks(plan)
+    if confirmation:
+        yield f"Confirmed by {confirmation.get('by') or 'somebody'} at {confirmation['at']}."
+    elif failed:
+        yield Text(f"{plural(len(failed), 'check')} failed, so it cannot be confirmed yet.", style="bold red")
+    else:
+        yield "Nothing runs until this plan is confirmed:"
+        yield f"  {plan.get('confirmCommand') or 'mark confirm ' + run['metadata']['name']}"
+
+
+def _data_prep_work(spec: Json) -> str:
+    data = spec.get("dataPrep", {})
+    held_out = f"{round(float(data.get('validationFraction', '0.2')) * 100)} % of the documents held out"
+    rows = f"at most {data.get('maxSamples', 1000):,} rows, topK {data.get('topK', 3)}"
+    return f"{data.get('collection', 'pdf_docs')}: {rows}, {held_out}"
+
+
+def _lora_work(spec: Json) -> str:
+    lora = spec.get("lora", {})
+    rows = lora.get("batchSize", 4) * lora.get("gradientAccumulationSteps", 4)
+    return (
+        f"{plural(lora.get('epochs', 0), 'epoch')}, rank {lora.get('rank', 16)}, "
+        f"learning rate {lora.get('learningRate', '0.0002')}, {rows} rows a step"
+    )
+
+
+def _evaluation_work(spec: Json) -> str:
+    evaluation = {**spec.get("evaluation", {}), **({"rag": spec["rag"].get("enabled", True)} if "rag" in spec else {})}
+    items = spec.get("maxItems") or evaluation.get("maxItems", 200)
+    metrics = spec.get("metrics") or evaluation.get("metrics") or ["exactMatch", "f1", "rougeL", "bleu"]
+    retrieval = "with and without retrieval" if evaluation.get("rag", True) else "without retrieval"
+    return f"at most {items:,} rows, {', '.join(metrics)}, {retrieval}"
+
+
+_WORK = {
+    "preflight": lambda spec: "looks at every path and setting of all stages, asks for no GPU",
+    "ingest": lambda spec: (
+        f"PDF files of {spec.get('ingest', {}).get('path', 'corpus')} into the collection "
+        f"{spec.get('dataPrep', {}).get('collection', 'pdf_docs')}"
+    ),
+    "dataPrep": _data_prep_work,
+    "lora": _lora_work,
+    "reward": lambda spec: plural(spec.get("rlhf", {}).get("reward", {}).get("epochs", 0), "epoch"),
+    "ppo": lambda spec: plural(spec.get("rlhf", {}).get("ppo", {}).get("steps", 0), "step"),
+    "eval": _evaluation_work,
+}
