@@ -5,15 +5,12 @@ import secrets
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from release import CHART, helm, installed
 
-ROOT = Path(__file__).resolve().parents[2]
-CHART = ROOT / "helm" / "mark-operator"
 GROUP = "training.mark.dev"
 POLICY_SECONDS = 30
 
@@ -72,22 +69,6 @@ ALLOWED = {
     "mark-admin": READING | AUTHORING | CONFIRMING | {"promote a model"},
     "mark-author and mark-approver": READING | AUTHORING | CONFIRMING,
 }
-
-
-@contextmanager
-def installed(api_server: Any, release: str, *values: str) -> Iterator[str]:
-    """Namespace of a release, which is uninstalled afterwards. The session's API server has the CRDs already, without Helm."""
-    namespace = f"mark-{secrets.token_hex(4)}"
-    settings = [word for value in ("crds.enabled=false", *values) for word in ("--set", value)]
-    helm(api_server, "install", release, str(CHART), "-n", namespace, "--create-namespace", *settings)
-    yield namespace
-    helm(api_server, "uninstall", release, "-n", namespace, "--timeout=30s")
-
-
-def helm(api_server: Any, *words: str) -> None:
-    command = [str(api_server.helm_path), "--kubeconfig", str(api_server.kubeconfig()), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -186,9 +167,7 @@ def test_operator_cannot(api_server, namespace: str, everywhere: str, verb: str,
 
 
 def test_no_rule_has_a_wildcard(api_server) -> None:
-    rendered = subprocess.run(
-        [str(api_server.helm_path), "template", "mark-operator", str(CHART)], capture_output=True, text=True, check=True
-    ).stdout
+    rendered = helm(api_server, "template", "mark-operator", str(CHART))
     roles = [
         document
         for document in yaml.safe_load_all(rendered)
