@@ -55,6 +55,14 @@ class Workspace:
         """A path as manifests and results write it."""
         return path.resolve().relative_to(self.root).as_posix()
 
+    def neighbours(self, relative: str) -> str:
+        """What lies where a missing path was looked for, as the end of a sentence; empty when there is nothing."""
+        folder = self.path(relative).parent
+        names_there = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+        place = self.relative(folder)
+        where = "the workspace" if place == "." else place
+        return f"; {where} has the folders {', '.join(names_there[:8])}" if names_there else ""
+
     def run_folder(self, run_uid: str) -> Path:
         """The only folder that a run writes in, apart from publishing. Created when absent."""
         return self._folder(names.RUNS_FOLDER, run_uid)

@@ -1,0 +1,161 @@
+"""One writer at a time on a shared volume, across Pods, nodes and clusters: a lock file with holder and heartbeat.
+
+It must not rely on clocks agreeing: ages are told by the volume's own time stamps.
+"""
+
+import json
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mark_trainer.failures import MachineTrouble
+from mark_trainer.workspace import Work, Workspace, write_json
+
+HEARTBEAT_SECONDS = 15.0
+STALE_SECONDS = 120.0
+_LOOK_AGAIN_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock."""
+
+    run_uid: str
+    name: str
+    stage: str
+    token: str
+
+    @property
+    def sentence(self) -> str:
+        return f"run {self.name} (uid {self.run_uid}), stage {self.stage}"
+
+
+class LockLost(MachineTrouble):
+    """Somebody took the lock over, so this process was taken for dead."""
+
+
+class Lock:
+    """A lock that is held. `raise_if_lost` before anything that only the holder may do."""
+
+    def __init__(self, path: Path, token: str) -> None:
+        self._path = path
+        self._token = token
+        self._released = threading.Event()
+        self._lost = False
+        self._thread = threading.Thread(target=self._beat, name=f"lock {path.name}", daemon=True)
+        self._thread.start()
+
+    def raise_if_lost(self) -> None:
+        if self._lost:
+            raise LockLost(
+                "LockLost", f"{self._path.name}: another run took the lock over after a long pause of this one"
+            )
+
+    def release(self) -> None:
+        self._released.set()
+        self._thread.join()
+        if _token_of(self._path) == self._token:
+            self._path.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        while not self._released.wait(HEARTBEAT_SECONDS):
+            if _token_of(self._path) != self._token:
+                self._lost = True
+                return
+            os.utime(self._path)
+
+
+@contextmanager
+def hold(work: Work, name: str, wait_seconds: float) -> Iterator[Lock]:
+    """Hold the workspace's lock of this name; waits for another run, and takes over a lock without a heartbeat."""
+    path = work.workspace.locks_folder() / f"{name.replace('/', '-')}.lock"
+    token = uuid.uuid4().hex
+    deadline = time.monotonic() + wait_seconds
+    while not _take(path, work, token):
+        holder = see_holder(path)
+        if holder is None:
+            continue
+        if holder.run_uid == work.run_uid or is_stale(work.workspace, path):
+            # A run has one Pod at a time, so an earlier attempt that was killed left its own lock behind.
+            print(f"taking over {path.name} from {holder.sentence}: no sign of life", flush=True)
+            _remove_of(path, holder.token)
+        elif time.monotonic() > deadline:
+            raise MachineTrouble(
+                "Locked", f"{path.name} is held by {holder.sentence}; this run goes on when that one ends"
+            )
+        else:
+            work.raise_if_stopped()
+            time.sleep(_LOOK_AGAIN_SECONDS)
+    lock = Lock(path, token)
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+def see_holder(path: Path) -> Holder | None:
+    """Who holds the lock, or None when it is free."""
+    value = _read(path)
+    return None if value is None else Holder(value["runUid"], value["name"], value["stage"], value["token"])
+
+
+def is_stale(workspace: Workspace, path: Path) -> bool:
+    """Whether the lock's holder has shown no sign of life for too long."""
+    probe = workspace.locks_folder() / f".now-{uuid.uuid4().hex}"
+    probe.touch()
+    try:
+        return probe.stat().st_mtime - path.stat().st_mtime > STALE_SECONDS
+    except FileNotFoundError:
+        return False
+    finally:
+        probe.unlink()
+
+
+def _take(path: Path, work: Work, token: str) -> bool:
+    holder = {
+        "runUid": work.run_uid,
+        "kind": work.job_input.kind,
+        "name": f"{work.job_input.namespace}/{work.job_input.name}",
+        "stage": work.stage,
+        "token": token,
+    }
+    # Written beside and linked, so that nobody reads half a lock.
+    written = path.with_name(f".{token}.tmp")
+    write_json(written, holder)
+    try:
+        os.link(written, path)
+    except FileExistsError:
+        return False
+    finally:
+        written.unlink()
+    return True
+
+
+def _remove_of(path: Path, token: str) -> None:
+    """Remove the lock with this token, and no other that may have come in its place meanwhile."""
+    aside = path.with_name(f".{uuid.uuid4().hex}.stale")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return
+    if _token_of(aside) != token:
+        os.link(aside, path)
+    aside.unlink()
+
+
+def _token_of(path: Path) -> str | None:
+    value = _read(path)
+    return None if value is None else str(value["token"])
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
