@@ -34,6 +34,7 @@ FOR_RUNS = {
 }
 FOR_CLUSTER = {
     ("", "nodes", ""): {"list"},
+    ("storage.k8s.io", "storageclasses", ""): {"get"},
     ("authentication.k8s.io", "tokenreviews", ""): {"create"},
 }
 IN_OWN_NAMESPACE = {

@@ -1,25 +1,20 @@
 """Helm, and what the chart renders with given values. No cluster."""
 
-import os
-import shutil
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from mark_operator.generate import CHART, find_helm
 
-CHART = Path(__file__).resolve().parents[2] / "helm" / "mark-operator"
-CACHE = Path(os.environ.get("MARK_CACHE") or Path.home() / ".cache" / "mark-operator")
 Rendered = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
 def helm() -> str:
     """The Helm that the local cluster is installed with, else the one on the PATH."""
-    built = sorted((CACHE / "bin").glob("helm-*/helm"))
-    found = str(built[-1]) if built else shutil.which("helm")
+    found = find_helm()
     if found is None:
         pytest.skip("helm is not there; `python3 tests/cluster/local.py binaries` builds it")
     return found

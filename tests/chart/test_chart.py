@@ -2,15 +2,13 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from mark_operator.generate import FILLED_BY_CHART, values_schema
+from mark_operator.generate import CHART, FILLED_BY_CHART, INSTALL, install_manifest, values_schema
 from mark_operator.settings import Settings
 
-CHART = Path(__file__).resolve().parents[2] / "helm" / "mark-operator"
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
 BY_DEFAULT = {
     "ServiceAccount": 1,
@@ -94,6 +92,10 @@ def test_wrong_value_is_refused(template, values: str, where: str) -> None:
 
 def test_schema_is_fresh() -> None:
     assert (CHART / "values.schema.json").read_text() == values_schema(), "run make generate"
+
+
+def test_install_manifest_is_fresh(helm) -> None:
+    assert INSTALL.read_text() == install_manifest(helm), "run make generate"
 
 
 def test_every_value_is_listed_with_a_comment() -> None:
