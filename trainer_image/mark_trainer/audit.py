@@ -77,7 +77,7 @@ def check_mask(example: Example, stop: int) -> None:
         raise BadData("MaskWrong", f"{name}: the labels of the answer are not its token ids")
     if not answer or answer[-1] != stop:
         raise BadData("StopNotTrained", f"{name}: the stop token is not trained, so the model would not learn to end")
-    if len(answer) < 2:
+    if not example.row.answer.strip():
         raise BadData("EmptyAnswer", f"{name}: the answer is empty; remove the row")
 
 

@@ -28,6 +28,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     get_cosine_schedule_with_warmup,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from mark_trainer.failures import UserMistake
 from mark_trainer.likelihood import UNIGRAM_FILE, Unigram, text_nats
@@ -58,6 +59,7 @@ class BaseModel:
 
 def load(reference: BaseModelReference, workspace: Path, device: torch.device, dtype: torch.dtype) -> BaseModel:
     """The base model of the spec, from safetensors only and without foreign code."""
+    disable_progress_bar()
     folder = folder_of(reference, workspace)
     tokenizer = load_tokenizer(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=dtype)

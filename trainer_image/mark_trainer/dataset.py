@@ -4,9 +4,11 @@ Only the answer and its stop token carry loss; everything before them has the la
 """
 
 import hashlib
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
@@ -18,6 +20,7 @@ from mark_trainer.prompts import PromptBuilder
 TRAIN_FILE = "train_sft.jsonl"
 VALIDATION_FILE = "val_sft.jsonl"
 SHARE_WITH_PASSAGES = 0.5
+BATCHES_SORTED_TOGETHER = 8
 
 
 class _Entry(BaseModel):
@@ -43,6 +46,12 @@ class Passage(_Entry):
     oracle: bool = False
     """Whether it is the chunk that holds the answer."""
     page: int | None = None
+    document: str | None = None
+    """Digest of its document."""
+
+    def to_place(self) -> dict[str, Any]:
+        """Where the passage stands, without its text."""
+        return self.model_dump(by_alias=True, exclude={"text"})
 
 
 class Row(_Entry):
@@ -131,6 +140,29 @@ def encode_rows(rows: Sequence[Row], builder: PromptBuilder, *, max_length: int,
             )
         )
     return Encoded(examples, too_long, cut)
+
+
+def training_order(lengths: Sequence[int], *, epochs: int, batch_size: int, seed: int) -> list[int]:
+    """The row of each place in training, all epochs in one list: shuffled anew each epoch, like lengths together.
+
+    Batches are cut from it in order. Sorting happens within a window of a few batches, so that little is padded
+    and the order of batches stays random.
+    """
+    generator = random.Random(f"order:{seed}")
+    places: list[int] = []
+    for _ in range(epochs):
+        rows = list(range(len(lengths)))
+        generator.shuffle(rows)
+        places += rows
+    window = BATCHES_SORTED_TOGETHER * batch_size
+    ordered: list[int] = []
+    for start in range(0, len(places), window):
+        rows = sorted(places[start : start + window], key=lambda row: lengths[row])
+        batches = [rows[at : at + batch_size] for at in range(0, len(rows), batch_size)]
+        whole = [batch for batch in batches if len(batch) == batch_size]
+        generator.shuffle(whole)
+        ordered += [row for batch in whole + [batch for batch in batches if len(batch) < batch_size] for row in batch]
+    return ordered
 
 
 def draw(seed: int, row_id: str) -> float:

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from trl import SFTConfig, SFTTrainer
 from mark_trainer import base_model, checkpoints
 from mark_trainer.audit import audit_adapter, audit_examples
 from mark_trainer.base_model import BaseModel
-from mark_trainer.dataset import TRAIN_FILE, VALIDATION_FILE, Encoded, encode_rows, read_rows
+from mark_trainer.dataset import TRAIN_FILE, VALIDATION_FILE, Encoded, Example, encode_rows, read_rows, training_order
 from mark_trainer.failures import MachineTrouble, Stopped, UserMistake
 from mark_trainer.prompts import TEMPLATE_VERSION, PromptBuilder
 from mark_trainer.publish import publish, verify_folder
@@ -85,15 +86,20 @@ def run(work: Work) -> Result:
     }
 
     # ---- training ---------------------------------------------------------------------------------------------------
-    steps = settings.epochs * math.ceil(
-        len(encoded.examples) / (settings.batch_size * settings.gradient_accumulation_steps)
+    order = training_order(
+        [len(example.ids) for example in encoded.examples],
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
     )
+    steps = math.ceil(len(order) / (settings.batch_size * settings.gradient_accumulation_steps))
     folder = work.run_folder / "checkpoints"
     folder.mkdir(exist_ok=True)
     staged = work.workspace.staging_folder(work.run_uid, "checkpoint")
     keeper = Keeper(work, folder, staged, provenance, steps)
     reporter = Reporter(work)
-    trainer = make_trainer(model, base, settings, encoded, steps=steps, output=staged, callbacks=[reporter, keeper])
+    examples = [encoded.examples[row] for row in order]
+    trainer = make_trainer(model, base, settings, examples, steps=steps, output=staged, callbacks=[reporter, keeper])
     resume = checkpoints.newest_verified(folder, provenance) if work.attempt > 1 else None
     if resume is not None:
         print(f"lora: goes on from {resume.name} of {steps} steps", flush=True)
@@ -204,7 +210,7 @@ def make_trainer(
     model: PeftModel,
     base: BaseModel,
     settings: Lora,
-    encoded: Encoded,
+    examples: Sequence[Example],
     *,
     steps: int,
     output: Path,
@@ -214,7 +220,8 @@ def make_trainer(
     on_gpu = next(model.parameters()).device.type == "cuda"
     arguments = SFTConfig(
         output_dir=str(output),
-        num_train_epochs=settings.epochs,
+        num_train_epochs=1,  # the examples hold all epochs, in our order
+        train_sampling_strategy="sequential",
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         learning_rate=float(settings.learning_rate),
@@ -240,7 +247,7 @@ def make_trainer(
         dataloader_num_workers=0,
         dataloader_pin_memory=on_gpu,
     )
-    rows = Dataset.from_list([{"input_ids": example.ids, "labels": example.labels} for example in encoded.examples])
+    rows = Dataset.from_list([{"input_ids": example.ids, "labels": example.labels} for example in examples])
     trainer = SFTTrainer(
         model=model, args=arguments, train_dataset=rows, processing_class=base.tokenizer, callbacks=callbacks
     )
@@ -255,7 +262,8 @@ def warm_up_steps(steps: int) -> int:
 def save_adapter(model: PeftModel, folder: Path, job: JobInput) -> None:
     """Adapter weights and configuration; the base model is named as in the spec, not by a path of this machine."""
     model.peft_config["default"].base_model_name_or_path = job.base_model.path or job.base_model.hugging_face_id
-    model.save_pretrained(folder, safe_serialization=True)
+    # save_embedding_layers: whether to do so would otherwise be looked up on the hub
+    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
 
 
@@ -305,6 +313,7 @@ class Reporter(TrainerCallback):
 
     def __init__(self, work: Work) -> None:
         self.work = work
+        self.epochs = work.job_input.lora.epochs
         self.losses: list[float] = []
         self.tokens_per_second = 0.0
         logs = work.run_folder / "logs"
@@ -330,7 +339,7 @@ class Reporter(TrainerCallback):
         # num_tokens counts from the start of this process, also after a resume
         self.tokens_per_second = float(logs.get("num_tokens", 0)) / max(1e-9, time.monotonic() - self._begun[0])
         measures = {
-            "epoch": float(logs["epoch"]),
+            "epoch": self.epochs * state.global_step / state.max_steps,
             "loss": float(logs["loss"]),
             "learningRate": float(logs["learning_rate"]),
             "gradNorm": float(logs["grad_norm"]),

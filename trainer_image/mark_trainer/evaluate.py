@@ -1,0 +1,337 @@
+"""The stage eval: the tuned model beside its base on held-out documents, without and with passages.
+
+It reads top to bottom: what is measured, rows, prompts, answers and likelihoods, report. It uses the prompt builder of
+training and refuses a model that was trained with another. It must not change model or dataset.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from mark_crds.job_output import Artifact, Result
+from mark_crds.names import REPORTS_FOLDER
+from mark_crds.shared import BaseModelReference
+from peft import PeftModel
+
+from mark_trainer import base_model, metrics, report
+from mark_trainer.answers import answer
+from mark_trainer.base_model import BaseModel
+from mark_trainer.dataset import TRAIN_FILE, VALIDATION_FILE, Row, read_rows
+from mark_trainer.failures import BadData, Stopped, UserMistake
+from mark_trainer.likelihood import IGNORED, UNIGRAM_FILE, Unigram, label_nats, text_nats
+from mark_trainer.prompts import TEMPLATE_VERSION, Prompt, PromptBuilder
+from mark_trainer.publish import file_digest, provenance_of, verify_folder
+from mark_trainer.retrieval import hit, oracle_text, with_passages
+from mark_trainer.workspace import Work, write_file, write_json
+
+CLOSED_BOOK, RETRIEVED, ORACLE = "closedBook", "retrieved", "oracle"
+BASE, TUNED = "base", "tuned"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The published adapter that is measured."""
+
+    path: str
+    digest: str
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A row under one condition, as the models are asked it."""
+
+    row: Row
+    prompt: Prompt
+    passages: tuple[dict[str, Any], ...]
+
+
+def run(work: Work) -> Result:
+    """Measure; returns the headline numbers and where report, page and predictions are."""
+    started, clock = time.monotonic(), datetime.now(UTC)
+    job, settings = work.job_input, work.job_input.evaluation
+
+    # ---- what is measured -------------------------------------------------------------------------------------------
+    adapter = adapter_of(work)
+    base = load_base(work, adapter)
+    limit = int(adapter.provenance["prompt"]["limitTokens"]) if adapter else default_limit(work, base)
+    builder = PromptBuilder(base.tokenizer, limit)
+    check_template(adapter, builder)
+    check_room(base, limit + settings.max_new_tokens)
+    model = base.model
+    if adapter is not None:
+        model = PeftModel.from_pretrained(base.model, work.workspace.path(adapter.path), local_files_only=True)
+    model.eval()
+    names = [BASE, TUNED] if adapter else [BASE]
+
+    # ---- rows and prompts -------------------------------------------------------------------------------------------
+    dataset_folder = work.dataset_folder()
+    rows = read_rows(dataset_folder, VALIDATION_FILE)[: settings.max_items]
+    if settings.rag:
+        rows = with_passages(work, rows)
+    asked = {condition: ask(rows, builder, condition) for condition in conditions(settings.rag)}
+    if not asked[CLOSED_BOOK]:
+        raise UserMistake("NoRowFits", "evaluation: no question fits the prompt; raise lora.maxLength")
+
+    # ---- answers and likelihoods ------------------------------------------------------------------------------------
+    total, done = len(names) * sum(len(items) for items in asked.values()), 0
+
+    def after_batch(count: int) -> None:
+        nonlocal done
+        done += count
+        work.progress.report(done, total)
+        if work.stop.is_set():
+            raise Stopped(
+                "Stopped", "eval was asked to end; it keeps nothing on its way, the next attempt measures anew"
+            )
+
+    records: list[dict[str, Any]] = []
+    for name in names:
+        with speaking_as(model, name):
+            for condition, items in asked.items():
+                prompts = [item.prompt for item in items]
+                answers = answer(
+                    model, builder, prompts, max_new_tokens=settings.max_new_tokens, after_batch=after_batch
+                )
+                references = [builder.answer(item.row.answer) for item in items]
+                nats = label_nats(
+                    model,
+                    [
+                        (prompt.ids + ids, [IGNORED] * len(prompt.ids) + ids)
+                        for prompt, ids in zip(prompts, references, strict=True)
+                    ],
+                )
+                for item, written, (cost, tokens) in zip(items, answers, nats, strict=True):
+                    records.append(record_of(name, condition, item, written.text, written.stopped, cost, tokens))
+    with speaking_as(model, BASE):
+        held_out = held_out_text(work, base, rows, model)
+
+    # ---- report -----------------------------------------------------------------------------------------------------
+    summary = report.summarise(records, settings.metrics)
+    subject = job.evaluated_model.name if job.evaluated_model else job.output_model or job.name
+    document = {
+        "formatVersion": 1,
+        "model": subject,
+        "time": clock.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "run": {"kind": job.kind, "namespace": job.namespace, "name": job.name, "uid": work.run_uid},
+        "base": {**base_reference(work, adapter).to_dict(), "digest": base.digest},
+        "adapter": {"path": adapter.path, "digest": adapter.digest} if adapter else None,
+        "dataset": {
+            "path": work.workspace.relative(dataset_folder),
+            "digest": verify_folder(dataset_folder, work.workspace.relative(dataset_folder)),
+            "validationRows": len(rows),
+            "leftOut": len(rows) - len(asked[CLOSED_BOOK]),
+        },
+        "prompt": {"template": TEMPLATE_VERSION, "digest": builder.digest(), "limitTokens": limit},
+        "settings": {
+            **settings.to_dict(),
+            "topK": job.data_prep.top_k,
+            "decoding": "greedy, to the stop token or line end",
+        },
+        "seeds": {"dataPrep": job.data_prep.seed, "lora": job.lora.seed, "evaluation": "none: nothing is drawn"},
+        "definitions": report.definitions(),
+        "bleuSignature": metrics.bleu_signature(),
+        **summary,
+        "retrieval": report.retrieval(asked[RETRIEVED], hit) if settings.rag else None,
+        "heldOutText": held_out,
+        "versions": {
+            name: version(name) for name in ("torch", "transformers", "peft", "rouge-score", "sacrebleu", "scipy")
+        },
+    }
+    paths = write_report(work, f"eval_{subject}_{clock.strftime('%Y%m%dT%H%M%SZ')}", document, records)
+    measures = report.headline(document)
+    return work.done(
+        "Measured", report.sentence(document), paths, **measures, seconds=round(time.monotonic() - started, 1)
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is measured
+
+
+def adapter_of(work: Work) -> Adapter | None:
+    """The adapter to measure, whole and with the digest it should have; None measures the base model alone."""
+    chosen = work.job_input.evaluated_model
+    if chosen is not None:
+        path, expected = chosen.adapter_path, chosen.adapter_digest
+    else:
+        result = work.result_of("lora")
+        found = [artifact for artifact in result.artifacts if artifact.kind == "adapter"] if result else []
+        path, expected = (found[-1].path, found[-1].digest) if found else (None, None)
+    if path is None:
+        return None
+    folder = work.workspace.path(path)
+    digest = verify_folder(folder, path)
+    if expected is not None and digest != expected:
+        raise BadData(
+            "OtherAdapter", f"{path}: has digest {digest[:12]}, expected {expected[:12]}; name the right folder"
+        )
+    return Adapter(path, digest, provenance_of(folder, path))
+
+
+def base_reference(work: Work, adapter: Adapter | None) -> BaseModelReference:
+    """The base model that the run names, else the one that the adapter was trained on."""
+    if work.job_input.base_model is not None:
+        return work.job_input.base_model
+    if adapter is None:
+        raise UserMistake("NoBaseModel", "baseModel: nothing to measure; name a base model or a tuned one")
+    known = ("path", "huggingFaceId", "revision")
+    return BaseModelReference.model_validate(
+        {key: value for key, value in adapter.provenance["base"].items() if key in known}
+    )
+
+
+def load_base(work: Work, adapter: Adapter | None) -> BaseModel:
+    """The base model; it must be the very one that the adapter was trained on."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    reference = base_reference(work, adapter)
+    base = base_model.load(reference, work.workspace.root, device, dtype)
+    if adapter is not None and adapter.provenance["base"]["digest"] != base.digest:
+        raise BadData(
+            "OtherBaseModel",
+            f"baseModel: {reference.path or reference.hugging_face_id} is not the model that {adapter.path} was trained on "
+            f"(digest {base.digest[:12]}, expected {adapter.provenance['base']['digest'][:12]}); name that one",
+        )
+    return base
+
+
+def check_template(adapter: Adapter | None, builder: PromptBuilder) -> None:
+    """Refuse a model that was trained behind other prompts than it would be measured with."""
+    if adapter is not None and adapter.provenance["prompt"]["digest"] != builder.digest():
+        raise BadData(
+            "OtherTemplate",
+            f"{adapter.path}: was trained with prompt template {adapter.provenance['prompt']['template']} and another "
+            f"template or tokenizer digest than {TEMPLATE_VERSION} here; train it again, or use its trainer image",
+        )
+
+
+def default_limit(work: Work, base: BaseModel) -> int:
+    """The prompt limit for a base model alone: what training with these settings would use."""
+    context = getattr(base.model.config, "max_position_embeddings", work.job_input.lora.max_length)
+    return min(work.job_input.lora.max_length, context) - work.job_input.evaluation.max_new_tokens
+
+
+def check_room(base: BaseModel, tokens: int) -> None:
+    context = getattr(base.model.config, "max_position_embeddings", None)
+    if context is not None and tokens > context:
+        raise UserMistake(
+            "TooLongForModel",
+            f"evaluation.maxNewTokens: prompt and answer need {tokens} of the {context} tokens there are; lower it",
+        )
+
+
+@contextlib.contextmanager
+def speaking_as(model: Any, name: str) -> Iterator[None]:
+    """The model as base or as tuned: the adapter off or on."""
+    if name == BASE and isinstance(model, PeftModel):
+        with model.disable_adapter():
+            yield
+    else:
+        yield
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows
+
+
+def conditions(rag: bool) -> list[str]:
+    return [CLOSED_BOOK, RETRIEVED, ORACLE] if rag else [CLOSED_BOOK]
+
+
+def ask(rows: Sequence[Row], builder: PromptBuilder, condition: str) -> list[Asked]:
+    """The rows that can be asked under a condition: the oracle's needs the text of the right chunk."""
+    asked = []
+    for row in rows:
+        shown = row.contexts or ()
+        if condition == ORACLE:
+            text = oracle_text(row)
+            shown = tuple(passage for passage in shown if passage.text == text)[:1]
+            if not shown:
+                continue
+        passages = None if condition == CLOSED_BOOK else [passage.text for passage in shown]
+        prompt = builder.prompt(row.question, passages)
+        if prompt is None:
+            continue
+        places = () if passages is None else tuple(passage.to_place() for passage in shown[: prompt.passages])
+        asked.append(Asked(row, prompt, places))
+    return asked
+
+
+def record_of(
+    model: str, condition: str, item: Asked, text: str, stopped: bool, nats: float, tokens: int
+) -> dict[str, Any]:
+    """One line of predictions.jsonl: enough to recompute every number of the report."""
+    row = item.row
+    return {
+        "item": row.id,
+        "model": model,
+        "condition": condition,
+        "question": row.question,
+        "reference": row.answer,
+        "prediction": text,
+        "stopped": stopped,
+        "scores": {name: score(text, [row.answer]) for name, score in metrics.PER_ANSWER.items()},
+        "nats": nats,
+        "answerTokens": tokens,
+        "promptTokens": len(item.prompt.ids),
+        "passages": list(item.passages),
+        "passagesCut": item.prompt.cut,
+        "document": row.document.model_dump(by_alias=True),
+        "page": row.page,
+        "span": row.span,
+        "chunkId": row.chunk_id,
+    }
+
+
+def held_out_text(work: Work, base: BaseModel, rows: Sequence[Row], model: Any) -> dict[str, Any] | None:
+    """The base model against a unigram, on the held-out passages that the rows were made from."""
+    texts = {row.chunk_id: (row.document.cluster, text) for row in rows if (text := oracle_text(row)) is not None}
+    if not texts:
+        return None
+    encode = base.tokenizer.encode
+    ids = [encode(text, add_special_tokens=False) for _, text in texts.values()]
+    path = base.folder / UNIGRAM_FILE
+    if path.is_file():
+        unigram, fitted = Unigram.read(path), "the base model's own training text"
+    else:
+        training = read_rows(work.dataset_folder(), TRAIN_FILE)
+        chunks = {
+            passage.chunk_id: passage.text for row in training for passage in row.contexts or () if passage.oracle
+        }
+        documents = [encode(text, add_special_tokens=False) for text in chunks.values()]
+        unigram, fitted = Unigram.fit(documents, len(base.tokenizer)), "the passages of the training rows"
+    pieces = [
+        {"chunkId": chunk, "cluster": cluster, "tokens": tokens, "nats": nats, "unigramNats": unigram_nats}
+        for (chunk, (cluster, _)), (nats, tokens), (unigram_nats, _) in zip(
+            texts.items(), text_nats(model, ids, base.tokenizer.bos_token_id), unigram.nats(ids), strict=True
+        )
+    ]
+    return {"unigramFittedOn": fitted, "smoothing": "add-one", **report.against_unigram(pieces), "pieces": pieces}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def write_report(
+    work: Work, name: str, document: dict[str, Any], records: list[dict[str, Any]]
+) -> tuple[Artifact, ...]:
+    """Predictions first, then the report with their digest, then the page."""
+    folder = work.workspace.path(REPORTS_FOLDER)
+    folder.mkdir(exist_ok=True)
+    predictions, numbers, page = (folder / f"{name}{end}" for end in (".predictions.jsonl", ".json", ".html"))
+    write_file(predictions, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    document["predictions"] = {"path": work.workspace.relative(predictions), "digest": file_digest(predictions)}
+    write_json(numbers, document)
+    write_file(page, report.page(document))
+    return tuple(
+        Artifact(kind=kind, path=work.workspace.relative(path), digest=file_digest(path))
+        for kind, path in (("report", numbers), ("page", page), ("predictions", predictions))
+    )

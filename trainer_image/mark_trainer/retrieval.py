@@ -1,0 +1,63 @@
+"""The passages that go with validation rows: those the dataset recorded, else an exact search in the collection.
+
+It must not build prompts or judge answers.
+"""
+
+from collections.abc import Sequence
+
+from mark_trainer.dataset import Passage, Row
+from mark_trainer.failures import UserMistake
+from mark_trainer.workspace import Work
+
+
+def with_passages(work: Work, rows: Sequence[Row]) -> list[Row]:
+    """The rows, each with its `topK` nearest passages. The collection is opened only for rows that record none."""
+    count = work.job_input.data_prep.top_k
+    recorded = [
+        row.model_copy(update={"contexts": row.contexts[:count]})
+        if row.contexts is not None and len(row.contexts) >= count
+        else None
+        for row in rows
+    ]
+    missing = [row for row, found in zip(rows, recorded, strict=True) if found is None]
+    searched = iter(_search(work, missing, count) if missing else [])
+    return [next(searched) if found is None else found for found in recorded]
+
+
+def hit(row: Row) -> bool:
+    """Whether the chunk that holds the answer is among the passages."""
+    return any(passage.oracle or passage.chunk_id == row.chunk_id for passage in row.contexts or ())
+
+
+def oracle_text(row: Row) -> str | None:
+    """The text of the chunk that holds the answer, where the row has it."""
+    texts = [passage.text for passage in row.contexts or () if passage.oracle or passage.chunk_id == row.chunk_id]
+    return texts[0] if texts else None
+
+
+def _search(work: Work, rows: Sequence[Row], count: int) -> list[Row]:
+    from mark_trainer.collection import open_collection
+    from mark_trainer.embedding import Embedder
+
+    with open_collection(work) as collection:
+        content = collection.read()
+    if not content.passages:
+        raise UserMistake("EmptyCollection", "dataPrep.collection: has no passages; run the stage ingest on it")
+    found = content.search(Embedder().embed([row.question for row in rows]), count)
+    return [
+        row.model_copy(
+            update={
+                "contexts": tuple(
+                    Passage(
+                        chunk_id=passage.id,
+                        text=passage.text,
+                        document=passage.document,
+                        page=passage.first_page,
+                        oracle=passage.id == row.chunk_id,
+                    )
+                    for passage in passages
+                )
+            }
+        )
+        for row, passages in zip(rows, found, strict=True)
+    ]
