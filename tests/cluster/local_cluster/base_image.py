@@ -15,11 +15,10 @@ from .errors import ClusterError
 
 SUITE = "trixie"
 # Raise the number when the recipe below changes: the image is made once and then kept.
-REVISION = 1
+REVISION = 2
 REFERENCE = f"localhost/mark-base:{SUITE}-{REVISION}"
 # What debian:trixie-slim leaves out as well.
-LEFT_OUT = ("usr/share/doc", "usr/share/man", "usr/share/info", "usr/share/locale", "var/cache/apt", "var/lib/apt/lists",
-            "var/log")
+LEFT_OUT = ("usr/share/man", "usr/share/info", "usr/share/locale", "var/cache/apt", "var/lib/apt/lists", "var/log")
 DPKG_LEAVES_OUT = """\
 path-exclude=/usr/share/doc/*
 path-include=/usr/share/doc/*/copyright
@@ -45,8 +44,14 @@ def _make() -> None:
         container = buildah("from", "scratch").strip()
         try:
             buildah("add", "--quiet", container, str(root), "/")
-            buildah("config", "--cmd", "bash", "--env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                    container)
+            buildah(
+                "config",
+                "--cmd",
+                "bash",
+                "--env",
+                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                container,
+            )
             buildah("commit", "--quiet", container, REFERENCE)
         finally:
             buildah("rm", container)
@@ -59,6 +64,9 @@ def _slim(root: Path) -> None:
                 shutil.rmtree(child)
             else:
                 child.unlink()
+    for document in (root / "usr/share/doc").rglob("*"):
+        if document.is_file() and document.name != "copyright":
+            document.unlink()
     (root / "etc/dpkg/dpkg.cfg.d/slim").write_text(DPKG_LEAVES_OUT)
     (root / "etc/hostname").unlink(missing_ok=True)
     (root / "etc/resolv.conf").unlink(missing_ok=True)

@@ -13,7 +13,14 @@ from . import host, settings
 from .commands import run
 from .console import step
 
-KUBERNETES_COMMANDS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
+KUBERNETES_COMMANDS = (
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubelet",
+    "kube-proxy",
+    "kubectl",
+)
 # Nine minutes on two cores when nothing is cached; a slow disk takes several times that.
 BUILD_SECONDS = 3600
 
@@ -43,14 +50,23 @@ def _kubernetes_version_values() -> tuple[str, ...]:
 
 
 KUBERNETES = Build(
-    "kubernetes", settings.KUBERNETES_VERSION, "kubernetes",
-    tuple(f"k8s.io/kubernetes/cmd/{command}" for command in KUBERNETES_COMMANDS), KUBERNETES_COMMANDS,
+    "kubernetes",
+    settings.KUBERNETES_VERSION,
+    "kubernetes",
+    tuple(f"k8s.io/kubernetes/cmd/{command}" for command in KUBERNETES_COMMANDS),
+    KUBERNETES_COMMANDS,
     _kubernetes_version_values(),
 )
 ETCD = Build("etcd", settings.ETCD_VERSION, "kubernetes", ("go.etcd.io/etcd/server/v3",), ("etcd",))
 COREDNS = Build("coredns", settings.COREDNS_VERSION, "coredns", ("github.com/coredns/coredns",), ("coredns",))
-HELM = Build("helm", settings.HELM_VERSION, "helm", ("helm.sh/helm/v4/cmd/helm",), ("helm",),
-             (f"helm.sh/helm/v4/internal/version.version=v{settings.HELM_VERSION}",))
+HELM = Build(
+    "helm",
+    settings.HELM_VERSION,
+    "helm",
+    ("helm.sh/helm/v4/cmd/helm",),
+    ("helm",),
+    (f"helm.sh/helm/v4/internal/version.version=v{settings.HELM_VERSION}",),
+)
 PAUSE = Build("pause", settings.PAUSE_VERSION, "pause", (".",), ("pause",))
 # A later program (for instance kwok, for nodes that are not there) is one more line and one more module in tests/cluster/go.
 ALL = (KUBERNETES, ETCD, COREDNS, HELM, PAUSE)
@@ -81,12 +97,30 @@ def _build(build: Build, compile_cache: str) -> None:
     linker = " ".join(("-s", "-w", *(f"-X {value}" for value in build.linker_values)))
     # With several packages Go names the files itself, in a folder; a single one is named here (etcd's would be "server").
     output = f"{draft}/" if len(build.packages) > 1 else str(draft / build.programs[0])
-    environment = {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false", "GOCACHE": compile_cache,
-                   "GOWORK": "off"}
+    environment = {
+        "CGO_ENABLED": "0",
+        "GOFLAGS": "-mod=readonly -buildvcs=false",
+        "GOCACHE": compile_cache,
+        "GOWORK": "off",
+    }
     try:
-        run("nice", "-n", "5", "go", "build", "-trimpath", "-ldflags", linker, "-o", output, *build.packages,
-            folder=settings.GO_MODULES / build.module, extra_environment=environment, timeout=BUILD_SECONDS,
-            remedy="the Go module proxy must be reachable for the first build")
+        run(
+            "nice",
+            "-n",
+            "5",
+            "go",
+            "build",
+            "-trimpath",
+            "-ldflags",
+            linker,
+            "-o",
+            output,
+            *build.packages,
+            folder=settings.GO_MODULES / build.module,
+            extra_environment=environment,
+            timeout=BUILD_SECONDS,
+            remedy="the Go module proxy must be reachable for the first build",
+        )
         draft.rename(build.folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -37,15 +37,24 @@ class Identity:
         return settings.CONFIGURATION / f"{self.name}.kubeconfig"
 
 
-API_SERVER_NAMES = ("localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc",
-                    f"kubernetes.default.svc.{settings.CLUSTER_DOMAIN}")
-API_SERVER = Identity(
-    "kube-apiserver", "kube-apiserver",
-    addresses=(*(f"DNS:{name}" for name in API_SERVER_NAMES),
-               *(f"IP:{address}" for address in (settings.API_SERVICE_ADDRESS, settings.GATEWAY))),
+API_SERVER_NAMES = (
+    "localhost",
+    "kubernetes",
+    "kubernetes.default",
+    "kubernetes.default.svc",
+    f"kubernetes.default.svc.{settings.CLUSTER_DOMAIN}",
 )
-KUBELET = Identity("kubelet", f"system:node:{settings.NODE}", "system:nodes",
-                   (f"DNS:{settings.NODE}", f"IP:{settings.GATEWAY}"))
+API_SERVER = Identity(
+    "kube-apiserver",
+    "kube-apiserver",
+    addresses=(
+        *(f"DNS:{name}" for name in API_SERVER_NAMES),
+        *(f"IP:{address}" for address in (settings.API_SERVICE_ADDRESS, settings.GATEWAY)),
+    ),
+)
+KUBELET = Identity(
+    "kubelet", f"system:node:{settings.NODE}", "system:nodes", (f"DNS:{settings.NODE}", f"IP:{settings.GATEWAY}")
+)
 KUBELET_CLIENT = Identity("kubelet-client", "kube-apiserver-kubelet-client", "system:masters")
 ETCD = Identity("etcd", "etcd", addresses=(f"IP:{settings.LOOPBACK}",))
 ADMIN = Identity("admin", "admin", "system:masters")
@@ -81,39 +90,84 @@ def write_private(path: Path, text: str) -> None:
 
 
 def _make_authority() -> None:
-    _openssl_request("/CN=mark-local-cluster", FOLDER / "authority.key", AUTHORITY,
-                     ["basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,cRLSign"], [])
+    _openssl_request(
+        "/CN=mark-local-cluster",
+        FOLDER / "authority.key",
+        AUTHORITY,
+        ["basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,cRLSign"],
+        [],
+    )
 
 
 def _make_certificate(identity: Identity) -> None:
     organization = f"/O={identity.organization}" if identity.organization else ""
-    extensions = ["basicConstraints=critical,CA:FALSE", "keyUsage=critical,digitalSignature",
-                  "extendedKeyUsage=serverAuth,clientAuth"]
+    extensions = [
+        "basicConstraints=critical,CA:FALSE",
+        "keyUsage=critical,digitalSignature",
+        "extendedKeyUsage=serverAuth,clientAuth",
+    ]
     if identity.addresses:
         extensions.append(f"subjectAltName={','.join(identity.addresses)}")
     signer = ["-CA", str(AUTHORITY), "-CAkey", str(FOLDER / "authority.key")]
-    _openssl_request(f"{organization}/CN={identity.common_name}", identity.key, identity.certificate, extensions, signer)
+    _openssl_request(
+        f"{organization}/CN={identity.common_name}", identity.key, identity.certificate, extensions, signer
+    )
 
 
 def _openssl_request(subject: str, key: Path, certificate: Path, extensions: list[str], signer: list[str]) -> None:
     added = [word for extension in extensions for word in ("-addext", extension)]
-    run("openssl", "req", "-x509", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc",
-        "-config", "/dev/null", "-days", DAYS, "-subj", subject, "-keyout", key, "-out", certificate, *added, *signer)
+    run(
+        "openssl",
+        "req",
+        "-x509",
+        "-new",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-noenc",
+        "-config",
+        "/dev/null",
+        "-days",
+        DAYS,
+        "-subj",
+        subject,
+        "-keyout",
+        key,
+        "-out",
+        certificate,
+        *added,
+        *signer,
+    )
 
 
 def _kubeconfig(identity: Identity) -> str:
     """A kubeconfig that carries its keys itself, so that it can be copied."""
     context = {"cluster": "mark-local", "user": identity.name}
-    return json.dumps({
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "mark-local",
-        "clusters": [{"name": "mark-local", "cluster": {
-            "server": settings.API_SERVER, "certificate-authority-data": _base64(AUTHORITY)}}],
-        "users": [{"name": identity.name, "user": {
-            "client-certificate-data": _base64(identity.certificate), "client-key-data": _base64(identity.key)}}],
-        "contexts": [{"name": "mark-local", "context": context}],
-    }, indent=1)
+    return json.dumps(
+        {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "mark-local",
+            "clusters": [
+                {
+                    "name": "mark-local",
+                    "cluster": {"server": settings.API_SERVER, "certificate-authority-data": _base64(AUTHORITY)},
+                }
+            ],
+            "users": [
+                {
+                    "name": identity.name,
+                    "user": {
+                        "client-certificate-data": _base64(identity.certificate),
+                        "client-key-data": _base64(identity.key),
+                    },
+                }
+            ],
+            "contexts": [{"name": "mark-local", "context": context}],
+        },
+        indent=1,
+    )
 
 
 def _base64(path: Path) -> str:

@@ -26,7 +26,13 @@ def run(
     environment["PATH"] = f"{environment.get('PATH', '')}:{SYSTEM_PATH}"
     try:
         done = subprocess.run(
-            words, input=input_text, env=environment, cwd=folder, timeout=timeout, text=True, capture_output=True,
+            words,
+            input=input_text,
+            env=environment,
+            cwd=folder,
+            timeout=timeout,
+            text=True,
+            capture_output=True,
             check=False,
         )
     except FileNotFoundError as error:

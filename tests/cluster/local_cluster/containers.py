@@ -1,11 +1,16 @@
 """containerd: its configuration, its images, and the removal of every trace that containers leave."""
 
 import os
+import subprocess
+import tarfile
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from . import binaries, oci, processes, settings
-from .commands import run, succeeds, wait_until
+from .commands import SYSTEM_PATH, run, succeeds, wait_until
+from .errors import ClusterError
 from .network import CNI_CONFIGURATION
 
 CONFIGURATION_FILE = settings.CONFIGURATION / "containerd.toml"
@@ -73,15 +78,34 @@ def _start_daemon() -> None:
 
 
 def _import_pause_image() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        archive = Path(folder) / "pause.tar"
-        oci.write_single_program_image(archive, PAUSE_IMAGE, binaries.program("pause"))
-        import_archive(archive)
+    def write(stream: IO[bytes]) -> None:
+        with tarfile.open(fileobj=stream, mode="w|") as archive:
+            oci.write_single_program_image(archive, PAUSE_IMAGE, binaries.program("pause"))
+
+    import_stream(write)
 
 
-def import_archive(archive: Path) -> None:
-    """Bring an image in; layers that containerd holds already need not be in the archive."""
-    ctr("images", "import", archive)
+def import_stream(write: Callable[[IO[bytes]], None]) -> None:
+    """Bring an image in from an OCI archive that is written while it is read: it never lies on the disk."""
+    command = ["ctr", f"--address={settings.CONTAINERD_SOCKET}", f"--namespace={NAMESPACE}", "images", "import", "-"]
+    with tempfile.TemporaryFile() as output:
+        importer = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env={"PATH": SYSTEM_PATH}
+        )
+        assert importer.stdin
+        try:
+            with importer.stdin:
+                write(importer.stdin)
+        except BrokenPipeError:
+            early_end = "it ended before it had read everything"
+        else:
+            early_end = ""
+        if importer.wait() != 0 or early_end:
+            output.seek(0)
+            raise ClusterError(
+                f"containerd did not take the image: {early_end}\n{output.read().decode(errors='replace')}",
+                f"see {processes.log('containerd')}",
+            )
 
 
 def image_names() -> set[str]:
@@ -104,7 +128,7 @@ def remove_all() -> bool:
 def clear() -> None:
     """End what still runs of Pods, and take away mounts, shim sockets and cgroups."""
     sockets = _shim_sockets()
-    for process in [*_shims(), *_contained()]:
+    for process in pod_processes():
         processes.end(process)
     _unmount_below(settings.STATE)
     _unmount_below(settings.CONTAINERD_ROOT)
@@ -114,6 +138,11 @@ def clear() -> None:
     _remove_if_empty(Path("/run/containerd"))
     _remove_log_links()
     _remove_cgroups()
+
+
+def pod_processes() -> list[processes.Process]:
+    """Everything that runs for Pods; the shims first, so that they do not report each death."""
+    return [*_shims(), *_contained()]
 
 
 def _shims() -> list[processes.Process]:
@@ -138,8 +167,12 @@ def _shim_sockets() -> list[Path]:
 
 def _contained() -> list[processes.Process]:
     """Every process in the cgroups that only our kubelet uses."""
-    numbers = {int(pid) for cgroup in cgroups() for members in cgroup.rglob("cgroup.procs")
-               for pid in members.read_text().split()}
+    numbers = {
+        int(pid)
+        for cgroup in cgroups()
+        for members in cgroup.rglob("cgroup.procs")
+        for pid in members.read_text().split()
+    }
     return [process for process in map(processes.identify, sorted(numbers)) if process]
 
 

@@ -1,4 +1,4 @@
-"""What this machine must be and have: Linux, Debian, root, a few packages; and one start or stop at a time."""
+"""What this machine must be and have: Linux, Debian, root, a few packages; and one start, stop or build at a time."""
 
 import fcntl
 import os
@@ -80,13 +80,14 @@ def refuse_second_kubernetes() -> None:
 
 
 @contextmanager
-def exclusive() -> Iterator[None]:
-    """One start, stop or image build at a time, whichever clone it comes from."""
-    settings.LOCK.parent.mkdir(parents=True, exist_ok=True)
-    with settings.LOCK.open("w") as lock:
+def exclusive(activity: str) -> Iterator[None]:
+    """One start or stop, and one image build at a time on this machine, whichever clone it comes from."""
+    path = settings.LOCKS / f"mark-{activity}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("- another start, stop or image build is under way: waiting for it")
+            say(f"- another process works on the {activity}: waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield

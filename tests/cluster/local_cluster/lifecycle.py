@@ -10,7 +10,17 @@ import urllib.request
 from pathlib import Path
 
 from . import (
-    access, binaries, certificates, components, containers, host, network, objects, processes, settings, volumes,
+    access,
+    binaries,
+    certificates,
+    components,
+    containers,
+    host,
+    network,
+    objects,
+    processes,
+    settings,
+    volumes,
 )
 from .commands import run, wait_until
 from .console import say, step
@@ -24,7 +34,7 @@ COMPLETE = settings.STATE / "complete"
 def start() -> None:
     """Bring the cluster up, or find it up."""
     host.require_support()
-    with host.exclusive():
+    with host.exclusive("cluster"):
         if healthy():
             say(f"- the local cluster runs already (Kubernetes {settings.KUBERNETES_VERSION})")
             _recycle_volumes()
@@ -68,6 +78,7 @@ def _wait_usable() -> None:
         "Pod Security is enforced": ("kube-controller-manager", objects.pod_security_enforced),
     }
     for what, (component, holds) in checks.items():
+
         def check(component: str = component, holds: object = holds) -> bool:
             processes.require_alive(component)
             return holds()
@@ -103,9 +114,12 @@ def healthy() -> bool:
 def stop() -> None:
     """Take the cluster down and leave nothing behind but logs and the cache."""
     host.require_support()
-    with host.exclusive(), step("stopping the local cluster and removing its traces"):
+    with host.exclusive("cluster"), step("stopping the local cluster and removing its traces"):
         _clear()
         settings.KUBECONFIG.unlink(missing_ok=True)
+        left = traces()
+        if left:
+            raise ClusterError("some of the cluster is still there:\n" + "\n".join(f"  {trace}" for trace in left))
 
 
 def _clear() -> None:
@@ -120,6 +134,22 @@ def _clear() -> None:
     containers.clear()
     network.tear_down()
     _remove_state()
+
+
+def traces() -> list[str]:
+    """What a cluster has on this machine besides its cache and logs, in words."""
+    found = [f"process {name}, {process.pid}" for name, process in processes.recorded().items() if process.alive()]
+    found += [f"process of a Pod, {process.pid}" for process in containers.pod_processes()]
+    found += [
+        f"mount {point}"
+        for folder in (settings.STATE, settings.CONTAINERD_ROOT)
+        for point in containers.mounts_below(folder)
+    ]
+    found += [f"cgroup {cgroup}" for cgroup in containers.cgroups()]
+    found += network.traces()
+    if settings.STATE.exists():
+        found += [f"file {child}" for child in settings.STATE.iterdir() if child not in KEPT_BY_STOP]
+    return found
 
 
 def _remove_state() -> None:
@@ -138,7 +168,7 @@ def _remove_state() -> None:
 def recycle_volumes() -> None:
     """Return the volumes of deleted claims to the pool."""
     host.require_support()
-    with host.exclusive():
+    with host.exclusive("cluster"):
         _recycle_volumes()
 
 

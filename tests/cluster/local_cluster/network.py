@@ -12,11 +12,18 @@ CNI_CONFIGURATION = settings.CONFIGURATION / "cni"
 CNI_NETWORK = "mark-cluster"
 SAVED_KERNEL_SETTINGS = settings.STATE / "kernel-settings.json"
 CHAIN_PREFIX = "KUBE-"
+FAMILIES = ("iptables", "ip6tables")
 # Written here, by the kubelet and by kube-proxy; put back by `down`.
 KERNEL_SETTINGS = (
-    "net/ipv4/ip_forward", "net/bridge/bridge-nf-call-iptables", "net/ipv4/conf/all/route_localnet",
-    "vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops",
-    "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes",
+    "net/ipv4/ip_forward",
+    "net/bridge/bridge-nf-call-iptables",
+    "net/ipv4/conf/all/route_localnet",
+    "vm/overcommit_memory",
+    "vm/panic_on_oom",
+    "kernel/panic",
+    "kernel/panic_on_oops",
+    "kernel/keys/root_maxkeys",
+    "kernel/keys/root_maxbytes",
 )
 
 
@@ -56,9 +63,15 @@ def _require_free_subnets() -> None:
 def _write_cni_configuration() -> None:
     CNI_CONFIGURATION.mkdir(parents=True, exist_ok=True)
     bridge = {
-        "type": "bridge", "bridge": settings.BRIDGE, "isGateway": True, "ipMasq": False, "hairpinMode": True,
+        "type": "bridge",
+        "bridge": settings.BRIDGE,
+        "isGateway": True,
+        "ipMasq": False,
+        "hairpinMode": True,
         "ipam": {
-            "type": "host-local", "ranges": [[{"subnet": settings.POD_SUBNET}]], "routes": [{"dst": "0.0.0.0/0"}],
+            "type": "host-local",
+            "ranges": [[{"subnet": settings.POD_SUBNET}]],
+            "routes": [{"dst": "0.0.0.0/0"}],
             "dataDir": str(settings.STATE / "addresses"),
         },
     }
@@ -72,11 +85,21 @@ def tear_down() -> None:
     # Without this file no network of ours was set up since the last time, and such chains are somebody else's.
     if not SAVED_KERNEL_SETTINGS.exists():
         return
-    for family in ("iptables", "ip6tables"):
-        _remove_chains(family)
-    for result in Path("/var/lib/cni/results").glob(f"{CNI_NETWORK}-*"):
+    for family in FAMILIES:
+        script = _chain_removal(family)
+        if script:
+            run(f"{family}-restore", "--noflush", input_text=script)
+    for result in _results():
         result.unlink()
     _restore_kernel_settings()
+
+
+def traces() -> list[str]:
+    """What is there of our network, in words."""
+    found = [f"bridge {settings.BRIDGE}"] if Path("/sys/class/net", settings.BRIDGE).exists() else []
+    found += [f"CNI result {result}" for result in _results()]
+    found += [f"{family} chains" for family in FAMILIES if _chain_removal(family)]
+    return found
 
 
 def _remove_bridge() -> None:
@@ -87,13 +110,13 @@ def _remove_bridge() -> None:
         run("ip", "link", "delete", settings.BRIDGE)
 
 
-def _remove_chains(family: str) -> None:
-    """Delete the chains of the kubelet and kube-proxy and the rules that lead to them."""
-    if not Path("/usr/sbin", f"{family}-save").exists():
-        return
-    script = removal_script(run(f"{family}-save"))
-    if script:
-        run(f"{family}-restore", "--noflush", input_text=script)
+def _results() -> list[Path]:
+    """The CNI library notes each Pod's result in a folder of its own choice."""
+    return list(Path("/var/lib/cni/results").glob(f"{CNI_NETWORK}-*"))
+
+
+def _chain_removal(family: str) -> str:
+    return removal_script(run(f"{family}-save")) if Path("/usr/sbin", f"{family}-save").exists() else ""
 
 
 def removal_script(saved: str) -> str:

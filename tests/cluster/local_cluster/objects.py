@@ -15,24 +15,30 @@ READ_ONLY = ["list", "watch"]
 def apply_all() -> None:
     """Create CoreDNS's rights, the storage, and a namespace for the admission check."""
     role: Manifest = {
-        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "coredns"},
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": {"name": "coredns"},
         "rules": [
             {"apiGroups": [""], "resources": ["services", "pods", "namespaces"], "verbs": READ_ONLY},
             {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": READ_ONLY},
         ],
     }
     binding: Manifest = {
-        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "coredns"},
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": "coredns"},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "coredns"},
         "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "coredns"}],
     }
     namespace: Manifest = {
-        "apiVersion": "v1", "kind": "Namespace",
+        "apiVersion": "v1",
+        "kind": "Namespace",
         "metadata": {"name": CHECK_NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
     }
     items = [role, binding, namespace, *volumes.manifests()]
-    access.kubectl_as_admin("create", "--filename=-",
-                            input_text=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+    access.kubectl_as_admin(
+        "create", "--filename=-", input_text=json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
+    )
 
 
 def node_ready() -> bool:
@@ -46,14 +52,22 @@ def node_ready() -> bool:
 def pretend_gpus() -> None:
     """Add the GPU resource to the node's status: Jobs that ask for it are scheduled, and find no GPU."""
     quantity = {settings.PRETEND_GPU_RESOURCE: str(settings.PRETEND_GPU_COUNT)}
-    access.kubectl_as_admin("patch", "node", settings.NODE, "--subresource=status", "--type=merge",
-                            f"--patch={json.dumps({'status': {'capacity': quantity, 'allocatable': quantity}})}")
+    access.kubectl_as_admin(
+        "patch",
+        "node",
+        settings.NODE,
+        "--subresource=status",
+        "--type=merge",
+        f"--patch={json.dumps({'status': {'capacity': quantity, 'allocatable': quantity}})}",
+    )
 
 
 def pod_security_enforced() -> bool:
     """Whether a privileged Pod is refused for that reason (and not because a service account is still missing)."""
     pod = {
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "privileged", "namespace": CHECK_NAMESPACE},
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "privileged", "namespace": CHECK_NAMESPACE},
         "spec": {"containers": [{"name": "main", "image": "none", "securityContext": {"privileged": True}}]},
     }
     try:

@@ -5,8 +5,8 @@ import io
 import json
 import platform
 import tarfile
-from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import IO
 
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
@@ -20,39 +20,46 @@ def digest(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-def blob_path(blob_digest: str) -> str:
-    """Where a blob lies in an OCI layout."""
-    return f"blobs/{blob_digest.replace(':', '/')}"
+def write_image(archive: tarfile.TarFile, reference: str, manifest: bytes, config: bytes) -> None:
+    """Write all of an image but its layers; an importer that has those already needs no more."""
+    named = {**_descriptor(MANIFEST_TYPE, manifest), "annotations": {NAME_ANNOTATION: reference}}
+    index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [named]}
+    _add(archive, "oci-layout", b'{"imageLayoutVersion": "1.0.0"}')
+    _add(archive, "index.json", json.dumps(index).encode())
+    for content in (manifest, config):
+        add_blob(archive, digest(content), len(content), io.BytesIO(content))
 
 
-def write_archive(archive: Path, reference: str, manifest: Mapping[str, object], blobs: Iterable[Path | bytes]) -> None:
-    """Write an archive of one image with the blobs given; an importer that has the others needs no more."""
-    index = {"schemaVersion": 2, "manifests": [{**manifest, "annotations": {NAME_ANNOTATION: reference}}]}
-    with tarfile.open(archive, "w") as output:
-        _add(output, "oci-layout", b'{"imageLayoutVersion": "1.0.0"}')
-        _add(output, "index.json", json.dumps(index).encode())
-        for blob in blobs:
-            if isinstance(blob, bytes):
-                _add(output, blob_path(digest(blob)), blob)
-            else:
-                output.add(blob, f"blobs/sha256/{blob.name}")
+def add_blob(archive: tarfile.TarFile, blob_digest: str, size: int, content: IO[bytes]) -> None:
+    member = tarfile.TarInfo(f"blobs/{blob_digest.replace(':', '/')}")
+    member.size = size
+    archive.addfile(member, content)
 
 
-def write_single_program_image(archive: Path, reference: str, program: Path) -> None:
+def write_single_program_image(archive: tarfile.TarFile, reference: str, program: Path) -> None:
     """An image that holds nothing but one static program."""
     layer_stream = io.BytesIO()
     with tarfile.open(fileobj=layer_stream, mode="w") as layer_file:
         _add(layer_file, program.name, program.read_bytes(), mode=0o755)
     layer = layer_stream.getvalue()
-    config = json.dumps({
-        "architecture": ARCHITECTURE, "os": "linux", "config": {"Entrypoint": [f"/{program.name}"], "User": "65535:65535"},
-        "rootfs": {"type": "layers", "diff_ids": [digest(layer)]},
-    }).encode()
-    manifest = json.dumps({
-        "schemaVersion": 2, "mediaType": MANIFEST_TYPE,
-        "config": _descriptor(CONFIG_TYPE, config), "layers": [_descriptor(LAYER_TYPE, layer)],
-    }).encode()
-    write_archive(archive, reference, _descriptor(MANIFEST_TYPE, manifest), [layer, config, manifest])
+    config = json.dumps(
+        {
+            "architecture": ARCHITECTURE,
+            "os": "linux",
+            "config": {"Entrypoint": [f"/{program.name}"], "User": "65535:65535"},
+            "rootfs": {"type": "layers", "diff_ids": [digest(layer)]},
+        }
+    ).encode()
+    manifest = json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "config": _descriptor(CONFIG_TYPE, config),
+            "layers": [_descriptor(LAYER_TYPE, layer)],
+        }
+    ).encode()
+    write_image(archive, reference, manifest, config)
+    add_blob(archive, digest(layer), len(layer), io.BytesIO(layer))
 
 
 def _descriptor(media_type: str, content: bytes) -> dict[str, object]:

@@ -59,8 +59,13 @@ def start(name: str, command: list[str | Path]) -> None:
     settings.RECORDS.mkdir(parents=True, exist_ok=True)
     with log(name).open("w") as output:
         child = subprocess.Popen(
-            [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            start_new_session=True, cwd="/", env={"PATH": SYSTEM_PATH, "HOME": str(settings.STATE)},
+            [str(word) for word in command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            cwd="/",
+            env={"PATH": SYSTEM_PATH, "HOME": str(settings.STATE)},
         )
     process = identify(child.pid)
     if process is None:

@@ -29,7 +29,7 @@ POD_LOGS = STATE / "pod-logs"
 CONTAINERD_STATE = STATE / "containerd"
 CONTAINERD_SOCKET = CONTAINERD_STATE / "containerd.sock"
 VOLUMES = STATE / "volumes"
-LOCK = Path("/run/lock/mark-cluster.lock")
+LOCKS = Path("/run/lock")
 
 NODE = "node1"
 BRIDGE = "mark0"
@@ -57,6 +57,7 @@ PACKAGES = {
     "runc": "/usr/sbin/runc",
     "containernetworking-plugins": "/usr/lib/cni/bridge",
     "buildah": "/usr/bin/buildah",
+    "containers-storage": "/usr/bin/containers-storage",
     "debootstrap": "/usr/sbin/debootstrap",
     "iptables": "/usr/sbin/iptables",
     "iproute2": "/sbin/ip",

@@ -15,10 +15,15 @@ def manifests() -> list[Manifest]:
     """The default storage class and its volumes."""
     # Immediate: a claim is bound before any Pod asks for it, so what reads the claim finds it bound.
     storage_class: Manifest = {
-        "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
-        "metadata": {"name": settings.STORAGE_CLASS,
-                     "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
-        "provisioner": "kubernetes.io/no-provisioner", "volumeBindingMode": "Immediate", "reclaimPolicy": "Retain",
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": {
+            "name": settings.STORAGE_CLASS,
+            "annotations": {"storageclass.kubernetes.io/is-default-class": "true"},
+        },
+        "provisioner": "kubernetes.io/no-provisioner",
+        "volumeBindingMode": "Immediate",
+        "reclaimPolicy": "Retain",
     }
     return [storage_class, *(_volume(number) for number in range(1, settings.VOLUME_COUNT + 1))]
 
@@ -27,10 +32,15 @@ def _volume(number: int) -> Manifest:
     name = f"{settings.STORAGE_CLASS}-{number:02}"
     here = {"key": "kubernetes.io/hostname", "operator": "In", "values": [settings.NODE]}
     return {
-        "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name},
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": name},
         "spec": {
-            "capacity": {"storage": settings.VOLUME_SIZE}, "accessModes": ACCESS_MODES, "volumeMode": "Filesystem",
-            "persistentVolumeReclaimPolicy": "Retain", "storageClassName": settings.STORAGE_CLASS,
+            "capacity": {"storage": settings.VOLUME_SIZE},
+            "accessModes": ACCESS_MODES,
+            "volumeMode": "Filesystem",
+            "persistentVolumeReclaimPolicy": "Retain",
+            "storageClassName": settings.STORAGE_CLASS,
             # `local`, not `hostPath`: the kubelet gives it to a Pod's fsGroup.
             "local": {"path": str(settings.VOLUMES / name)},
             "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [here]}]}},
@@ -46,8 +56,11 @@ def make_folders() -> None:
 def phases() -> dict[str, str]:
     """Each volume's phase: Available, Bound or Released."""
     items = json.loads(kubectl_as_admin("get", "persistentvolumes", "--output=json"))["items"]
-    return {item["metadata"]["name"]: item["status"].get("phase", "Pending") for item in items
-            if item["spec"].get("storageClassName") == settings.STORAGE_CLASS}
+    return {
+        item["metadata"]["name"]: item["status"].get("phase", "Pending")
+        for item in items
+        if item["spec"].get("storageClassName") == settings.STORAGE_CLASS
+    }
 
 
 def recycle() -> list[str]:
@@ -55,8 +68,9 @@ def recycle() -> list[str]:
     released = [name for name, phase in phases().items() if phase == "Released"]
     for name in released:
         _wipe(settings.VOLUMES / name)
-        kubectl_as_admin("patch", "persistentvolume", name, "--type=json",
-                         '--patch=[{"op": "remove", "path": "/spec/claimRef"}]')
+        kubectl_as_admin(
+            "patch", "persistentvolume", name, "--type=json", '--patch=[{"op": "remove", "path": "/spec/claimRef"}]'
+        )
     return released
 
 
