@@ -115,7 +115,7 @@ def forget_earlier_demo() -> None:
         return
     if DEMO_LABEL not in labels:
         raise StepFailedError(f"there is a namespace {NAMESPACE} that no demo made; rename or delete it first")
-    say(f"An earlier demo is there. Its run, model and files are deleted with its namespace.")
+    say("An earlier demo is there. Its run, model and files are deleted with its namespace.")
     run(f"kubectl delete namespace {NAMESPACE} --timeout=240s")
     run("python3 tests/cluster/local.py volumes")
 

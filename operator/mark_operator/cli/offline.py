@@ -1,5 +1,6 @@
 """A plan without a cluster: a manifest and the settings, rendered with the operator's own pure code."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +10,49 @@ from pydantic import ValidationError
 
 from mark_operator.cli.errors import InputError
 from mark_operator.cli.session import Json
-from mark_operator.run.plan import Rendering, confirm_command, planned_stages, render
+from mark_operator.evaluation import plan as evaluation_plan
+from mark_operator.planning import needs_models
+from mark_operator.run.plan import Rendering, Work, confirm_command, planned_stages, render
 from mark_operator.seen import RunKey
 from mark_operator.settings import Settings, read_settings_file
 from mark_operator.training import plan as training_plan
 
-_RESOLVE = {"TrainingRun": training_plan.resolve}
+KINDS = ("TrainingRun", "EvalRun")
+
+
+class _Decimal(float):
+    """A bare decimal number of a manifest, with the spelling that a person gave it."""
+
+    spelling: str
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads numbers as kubectl does: `2e-4` is one. Alone, the YAML library would take it for text."""
+
+
+def _decimal(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    number = _Decimal(loader.construct_yaml_float(node))
+    number.spelling = node.value
+    return number
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+)$"),
+    list("-+0123456789."),
+)
+_Loader.add_constructor("tag:yaml.org,2002:float", _decimal)
 
 
 def read_runs(path: Path) -> list[Json]:
     """The TrainingRuns and EvalRuns of a manifest file; other objects in it are passed over."""
     try:
-        documents = [document for document in yaml.safe_load_all(path.read_text()) if document]
+        documents = [document for document in yaml.load_all(path.read_text(), _Loader) if document]
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: is no YAML: {error}") from error
-    runs = [d for d in documents if isinstance(d, dict) and d.get("kind") in _RESOLVE]
+    runs = [d for d in documents if isinstance(d, dict) and d.get("kind") in KINDS]
     if not runs:
         raise InputError(f"{path}: holds no TrainingRun and no EvalRun", f"apiVersion: {names.API_VERSION}")
     for run in runs:
@@ -61,7 +88,7 @@ def plan_offline(path: Path, run: Json, namespace: str, settings: Settings) -> J
     """The run with the defaults filled in and the status that its plan would have."""
     key = RunKey(run["kind"], namespace, run["metadata"]["name"])
     try:
-        rendering = render(_RESOLVE[run["kind"]](key, run["spec"], settings))
+        rendering = render(_resolve(path, key, run["spec"], settings))
     except ValidationError as error:
         raise InputError(
             f"{path}: {run['kind']} {key.name} is wrong", "\n".join(spec_mistakes(error, "spec."))
@@ -73,6 +100,17 @@ def plan_offline(path: Path, run: Json, namespace: str, settings: Settings) -> J
         "spec": rendering.means.spec.to_dict(),
         "status": {"plan": _plan(key, rendering)},
     }
+
+
+def _resolve(path: Path, key: RunKey, spec: Json, settings: Settings) -> Work:
+    if key.kind == "TrainingRun":
+        return training_plan.resolve(key, spec, settings)
+    if needs_models(key.kind, spec):
+        raise InputError(
+            f"{path}: the plan of the EvalRun {key.name} depends on the registry, which cannot be seen offline",
+            "apply it and read its plan in the cluster, or name the adapter's folder with spec.model.path",
+        )
+    return evaluation_plan.resolve(key, spec, settings, ())
 
 
 def _plan(key: RunKey, rendering: Rendering) -> Json:
@@ -98,9 +136,9 @@ def _mistake(detail: dict[str, Any], prefix: str) -> str:
         case "missing":
             return f"{field}: is missing"
         case "string_type" if isinstance(value, int | float) and not isinstance(value, bool):
+            spelling = value.spelling if isinstance(value, _Decimal) else str(value)
             short = field.rsplit(".", 1)[-1]
-            short = field.rsplit(".", 1)[-1]
-            return f'{field}: is the bare number {value}; write it in quotes, as text: {short}: "{value}"'
+            return f'{field}: is the bare number {spelling}; write it in quotes, as text: {short}: "{spelling}"'
         case "value_error":
             return str(detail["msg"]).removeprefix("Value error, ")
         case _:

@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -75,7 +76,7 @@ def _send(session: Session, pod: str, source: Path, target: str, files: list[Fil
     if found and sorted(found.files, key=_name) == sorted(files, key=_name) and found.is_folder == source.is_dir():
         return False
     if found and not replace:
-        raise RefusedError(f"{target} exists and differs: {_difference(found, files)}", "add --replace to replace it")
+        raise RefusedError(f"{target} exists and is another: {_difference(found, source, files)}", _REPLACE_REMEDY)
     with transfer_bar("copying", sum(file.size for file in files)) as advance:
         send_files(session, pod, source, target, files, replace=replace, advance=advance)
     return True
@@ -85,13 +86,23 @@ def _name(file: File) -> str:
     return file.name
 
 
-def _difference(found: Found, files: list[File]) -> str:
-    here = {file.name: file.digest for file in files}
-    there = {file.name: file.digest for file in found.files}
-    changed = sorted(name for name in here.keys() & there.keys() if here[name] != there[name])
+def _difference(found: Found, source: Path, files: list[File]) -> str:
+    if found.is_folder != source.is_dir():
+        there, here = ("a folder", "a file") if found.is_folder else ("a file", "a folder")
+        return f"it is {there}, and {source} is {here}"
+    have = {file.name: file.digest for file in files}
+    there_have = {file.name: file.digest for file in found.files}
     kinds = {
-        "differ": changed,
-        "are only there": sorted(there.keys() - here.keys()),
-        "are only here": sorted(here.keys() - there.keys()),
+        "changed": {name for name in have.keys() & there_have.keys() if have[name] != there_have[name]},
+        "only there": there_have.keys() - have.keys(),
+        "only here": have.keys() - there_have.keys(),
     }
-    return "; ".join(f"{plural(len(n), 'file')} {kind} ({', '.join(n[:3]) or '-'})" for kind, n in kinds.items() if n)
+    return "; ".join(f"{plural(len(found), 'file')} {kind}{_examples(found)}" for kind, found in kinds.items() if found)
+
+
+def _examples(file_names: Iterable[str]) -> str:
+    some = sorted(name for name in file_names if name)[:3]
+    return f" ({', '.join(some)})" if some else ""
+
+
+_REPLACE_REMEDY = "add --replace to put yours in its place, or choose another path"

@@ -147,7 +147,7 @@ def _hopeless(pod: Json) -> str:
             "ImagePullBackOff",
             "CreateContainerError",
         ):
-            return f"{waiting['reason']}: {waiting.get('message', '')}"
+            return f"{waiting['reason']}: {waiting.get('message', '')[:300]}"
     return ""
 
 

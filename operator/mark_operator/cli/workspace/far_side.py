@@ -36,9 +36,14 @@ def main(arguments: list[str]) -> int:
     except CopyError as error:
         answer = {"error": str(error)}
     except OSError as error:
-        answer = {"error": f"{error.filename or 'the workspace'}: {error.strerror}"}
+        answer = {"error": f"{within_workspace(error.filename)}: {error.strerror}"}
     sys.stderr.write(json.dumps(answer) + "\n")
     return 1 if answer["error"] else 0
+
+
+def within_workspace(path: str | None) -> str:
+    """A path as people write it."""
+    return str(path).removeprefix(f"{ROOT}/") if path else "the workspace"
 
 
 def wait_until_idle() -> dict[str, Any]:
@@ -66,8 +71,13 @@ def listing(target: Path) -> list[list[Any]]:
     """[path, size, sha256] of each file, by path; the path of a single file is empty."""
     if target.is_file():
         return [["", target.stat().st_size, digest(target)]]
-    files = sorted(path for path in target.rglob("*") if path.is_file() and not path.name.endswith(PARTIAL))
+    files = sorted(path for path in target.rglob("*") if path.is_file() and not is_partial(path.relative_to(target)))
     return [[path.relative_to(target).as_posix(), path.stat().st_size, digest(path)] for path in files]
+
+
+def is_partial(relative: Path) -> bool:
+    """Whether it belongs to a copy that is going on, or was cut off."""
+    return any(part.startswith(".") and part.endswith(PARTIAL) for part in relative.parts)
 
 
 def receive(relative: str, replace: str, source: BinaryIO | None = None) -> dict[str, Any]:
