@@ -1,0 +1,215 @@
+"""The only module that talks to Kubernetes: a few verbs over plain dicts. It holds no rule about runs."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import aiohttp
+from kubernetes.aio import client, config
+from mark_crds import names
+
+from mark_operator.seen import Body
+
+log = logging.getLogger(__name__)
+
+FIELD_MANAGER = "mark-operator"
+PROGRESS_MANAGER = "mark-progress"
+PAGE_SIZE = 500
+REQUEST_SECONDS = 30
+APPLY = "application/apply-patch+yaml"
+MERGE = "application/merge-patch+json"
+JSON = "application/json"
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A kind as the API server serves it."""
+
+    api_version: str
+    kind: str
+    plural: str
+
+    def path(self, namespace: str | None = None, name: str | None = None, subresource: str | None = None) -> str:
+        root = "/apis/" if "/" in self.api_version else "/api/"
+        parts = [*(["namespaces", namespace] if namespace else []), self.plural, *([name] if name else [])]
+        return root + "/".join([self.api_version, *map(quote, parts), *([subresource] if subresource else [])])
+
+
+RESOURCES = {
+    resource.kind: resource
+    for resource in (
+        *(Resource(names.API_VERSION, kind, plural) for kind, plural in names.PLURALS.items()),
+        Resource("batch/v1", "Job", "jobs"),
+        Resource("v1", "Pod", "pods"),
+        Resource("v1", "ConfigMap", "configmaps"),
+        Resource("v1", "Service", "services"),
+        Resource("v1", "Event", "events"),
+        Resource("v1", "PersistentVolumeClaim", "persistentvolumeclaims"),
+        Resource("v1", "ServiceAccount", "serviceaccounts"),
+        Resource("v1", "ResourceQuota", "resourcequotas"),
+        Resource("v1", "Secret", "secrets"),
+        Resource("v1", "Node", "nodes"),
+        Resource("storage.k8s.io/v1", "StorageClass", "storageclasses"),
+        Resource("coordination.k8s.io/v1", "Lease", "leases"),
+        Resource("authentication.k8s.io/v1", "TokenReview", "tokenreviews"),
+    )
+}
+
+
+class ApiError(Exception):
+    """What the API server answered instead of success; status 0 when there was no answer at all."""
+
+    def __init__(self, status: int, reason: str, message: str, causes: tuple[str, ...] = ()) -> None:
+        super().__init__(f"{status} {reason}: {message}")
+        self.status = status
+        self.reason = reason
+        self.message = message
+        self.causes = causes
+
+    @property
+    def missing(self) -> bool:
+        return self.status == 404
+
+    @property
+    def exists_already(self) -> bool:
+        return self.reason == "AlreadyExists"
+
+    @property
+    def lacks_rights(self) -> bool:
+        """Refused by RBAC, not by admission."""
+        return self.status in (401, 403) and " cannot " in self.message and " resource " in self.message
+
+    @property
+    def namespace_terminates(self) -> bool:
+        return "NamespaceTerminating" in self.causes
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether the same request may succeed a little later."""
+        return self.status in (0, 401, 408, 409, 429) or self.status >= 500
+
+
+class Cluster:
+    """One connection to one API server."""
+
+    def __init__(self, configuration: client.Configuration) -> None:
+        self._client = client.ApiClient(configuration)
+
+    @classmethod
+    async def connect(cls) -> "Cluster":
+        """The cluster around this Pod, or the one that KUBECONFIG names."""
+        configuration = client.Configuration()
+        try:
+            config.load_incluster_config(configuration)
+        except config.ConfigException:
+            await config.load_kube_config(client_configuration=configuration)
+        return cls(configuration)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def get(self, kind: str, namespace: str | None, name: str) -> Body | None:
+        """The object, read live; None when there is none."""
+        try:
+            return await self._call("GET", RESOURCES[kind].path(namespace, name))
+        except ApiError as error:
+            if error.missing:
+                return None
+            raise
+
+    async def list_all(self, kind: str, namespace: str | None = None, labels: dict[str, str] | None = None) -> AsyncIterator[Body]:
+        """Every object of a kind, page by page; in all namespaces unless one is given."""
+        resource = RESOURCES[kind]
+        query = {"limit": str(PAGE_SIZE)}
+        if labels:
+            query["labelSelector"] = ",".join(f"{name}={value}" for name, value in labels.items())
+        while True:
+            page = await self._call("GET", resource.path(namespace), query)
+            for item in page["items"]:
+                yield {"apiVersion": resource.api_version, "kind": kind, **item}
+            token = page["metadata"].get("continue")
+            if not token:
+                return
+            query["continue"] = token
+
+    async def create(self, body: Body, dry_run: bool = False) -> Body:
+        """The created object. Misspelt fields are refused, not dropped."""
+        query = {"fieldValidation": "Strict", "fieldManager": FIELD_MANAGER, **({"dryRun": "All"} if dry_run else {})}
+        path = RESOURCES[body["kind"]].path(body["metadata"].get("namespace"))
+        return await self._call("POST", path, query, body)
+
+    async def review_token(self, token: str, audience: str) -> Body:
+        """What the API server knows of a token."""
+        body = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenReview",
+            "spec": {"token": token, "audiences": [audience]},
+        }
+        answer = await self._call("POST", RESOURCES["TokenReview"].path(), {}, body)
+        status: Body = answer.get("status", {})
+        return status
+
+    async def apply_status(self, body: Body, manager: str = FIELD_MANAGER) -> Body:
+        """The object with this status, ours alone. With a resourceVersion in the body, only if it is still the newest."""
+        metadata = body["metadata"]
+        path = RESOURCES[body["kind"]].path(metadata["namespace"], metadata["name"], "status")
+        return await self._call("PATCH", path, {"fieldManager": manager, "force": "true"}, body, APPLY)
+
+    async def apply(self, body: Body, manager: str = FIELD_MANAGER) -> Body:
+        """The object with these fields, ours alone."""
+        metadata = body["metadata"]
+        path = RESOURCES[body["kind"]].path(metadata["namespace"], metadata["name"])
+        return await self._call("PATCH", path, {"fieldManager": manager, "force": "true"}, body, APPLY)
+
+    async def set_suspend(self, namespace: str, job: str, suspend: bool) -> None:
+        """Change `suspend` of a Job and nothing else."""
+        body = {"spec": {"suspend": suspend}}
+        await self._call("PATCH", RESOURCES["Job"].path(namespace, job), {"fieldManager": FIELD_MANAGER}, body, MERGE)
+
+    async def replace(self, body: Body) -> Body:
+        """The object as replaced; refused when somebody else changed it since it was read."""
+        metadata = body["metadata"]
+        path = RESOURCES[body["kind"]].path(metadata["namespace"], metadata["name"])
+        return await self._call("PUT", path, {"fieldManager": FIELD_MANAGER}, body)
+
+    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
+        """Delete this very object and, behind it, what it owns. Gone already is fine."""
+        body = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": "Background",
+            "preconditions": {"uid": uid},
+        }
+        try:
+            await self._call("DELETE", RESOURCES[kind].path(namespace, name), {}, body)
+        except ApiError as error:
+            if not (error.missing or error.reason == "Conflict"):
+                raise
+
+    async def _call(
+        self, method: str, path: str, query: dict[str, str] | None = None, body: Body | None = None, content: str = JSON
+    ) -> Body:
+        url = path + (f"?{urlencode(query)}" if query else "")
+        headers = {"Accept": JSON, "Content-Type": content}
+        try:
+            request = await self._client.param_serialize(method, url, header_params=headers, body=body, auth_settings=["BearerToken"])
+            response = await self._client.call_api(*request, _request_timeout=REQUEST_SECONDS)
+            data = await response.read()
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+            raise ApiError(0, "NoAnswer", f"{type(error).__name__}: {error}") from error
+        return _read(response.status, data)
+
+
+def _read(status: int, data: bytes) -> Body:
+    try:
+        answer: Any = json.loads(data) if data else {}
+    except ValueError:
+        answer = {"message": data[:500].decode(errors="replace")}
+    if status < 400:
+        return dict(answer)
+    causes = tuple(cause.get("reason", "") for cause in (answer.get("details") or {}).get("causes") or ())
+    raise ApiError(status, answer.get("reason") or "Unknown", answer.get("message") or "no message", causes)

@@ -1,0 +1,1 @@
+"""What only an EvalRun has: how its spec becomes a Job's input, and its verdict. Pure."""

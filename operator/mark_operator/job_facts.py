@@ -1,0 +1,223 @@
+"""From a raw Job and its Pods to what they mean: waiting and why, running, done with a result, or ended without one."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from mark_crds import names
+from mark_crds.job_output import ExitCode, Result
+from pydantic import ValidationError
+
+from mark_operator.messages import Note, note
+from mark_operator.run.objects import CPU_STAGES
+from mark_operator.seen import Body
+
+# A stage is done only when it says what it published.
+REQUIRED_ARTIFACTS = {"ingest": "collection", "dataPrep": "dataset", "lora": "adapter", "eval": "report"}
+FINAL_CODES = {ExitCode.USER_MISTAKE: "UserMistake", ExitCode.BAD_DATA: "BadData"}
+LAST_WORDS = 500
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """No container runs yet."""
+
+    detail: str
+
+
+@dataclass(frozen=True)
+class Held:
+    """The Job is suspended."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """At least one container runs."""
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """The Job is failing or being deleted; Pods may still work."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """The stage succeeded and said so."""
+
+    result: Result
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The attempt failed. `final` forbids another one; only a counted failure uses up an attempt."""
+
+    why: Note
+    final: bool = False
+    counted: bool = True
+    container: str | None = None
+    exit_code: int | None = None
+    last_words: str | None = None
+
+
+Fact = Waiting | Held | Running | Stopping | Done | Ended
+
+
+def read_job(job: Body, pods: tuple[Body, ...]) -> Fact:
+    """What a Job and its Pods say. Only the Job's own verdict counts as an end: until then Pods may still write."""
+    mine = [pod for pod in pods if _belongs(pod, job)]
+    verdicts = {item["type"]: item for item in job.get("status", {}).get("conditions", ()) if item["status"] == "True"}
+    if "Complete" in verdicts:
+        return _completed(job, mine)
+    if "Failed" in verdicts:
+        return _failed(job, verdicts["Failed"], mine)
+    if "FailureTarget" in verdicts or "deletionTimestamp" in job["metadata"]:
+        return Stopping()
+    if job["spec"].get("suspend"):
+        return Held() if not any(pod_is_live(pod) for pod in mine) else Stopping()
+    return _active(mine)
+
+
+def is_finished(job: Body) -> bool:
+    """Whether the Job has ended, for better or worse."""
+    return any(
+        item["type"] in ("Complete", "Failed") and item["status"] == "True" for item in job.get("status", {}).get("conditions", ())
+    )
+
+
+def pod_is_live(pod: Body) -> bool:
+    """Whether the Pod's containers may still work."""
+    return pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")
+
+
+def _belongs(pod: Body, job: Body) -> bool:
+    return any(owner["uid"] == job["metadata"]["uid"] for owner in pod["metadata"].get("ownerReferences", ()))
+
+
+def _trainer(pod: Body) -> Body:
+    statuses = pod.get("status", {}).get("containerStatuses", ())
+    return next((status for status in statuses if status["name"] == names.TRAINER_CONTAINER), {})
+
+
+def _terminated(pod: Body) -> Body:
+    found: Body = _trainer(pod).get("state", {}).get("terminated") or {}
+    return found
+
+
+def _active(pods: list[Body]) -> Fact:
+    if any("running" in _trainer(pod).get("state", {}) for pod in pods):
+        return Running()
+    reasons = [_why_waiting(pod) for pod in pods if pod_is_live(pod)]
+    return Waiting(next((reason for reason in reasons if reason), "its Pod is being created"))
+
+
+def _why_waiting(pod: Body) -> str:
+    waiting = _trainer(pod).get("state", {}).get("waiting", {})
+    if waiting.get("reason") and waiting["reason"] != "ContainerCreating":
+        return f"{waiting['reason']}: {waiting.get('message', 'no details')}"
+    for condition in pod.get("status", {}).get("conditions", ()):
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return f"{condition.get('reason', 'Unschedulable')}: {condition.get('message', 'no details')}"
+    return "the container is being created" if pod.get("spec", {}).get("nodeName") else ""
+
+
+def _completed(job: Body, pods: list[Body]) -> Fact:
+    stage, name = job["metadata"]["labels"][names.STAGE_LABEL], job["metadata"]["name"]
+    messages = [_terminated(pod).get("message", "") for pod in sorted(pods, key=_index)]
+    spoken = [message for message in messages if message]
+    if not spoken:
+        return Ended(note("NoResult", job=name, detail="no termination message"))
+    result = _parse(spoken[0])
+    problem = "not a Result" if result is None else _problem(result, stage)
+    if result is None or problem:
+        return Ended(note("NoResult", job=name, detail=problem), last_words=spoken[0][-LAST_WORDS:])
+    return Done(result)
+
+
+def _problem(result: Result, stage: str) -> str:
+    if result.stage != stage:
+        return f"it speaks of stage {result.stage}"
+    if result.outcome != "Done" and not (result.outcome == "Adopted" and stage == "preflight" and result.adopted):
+        return f"its outcome is {result.outcome}"
+    required = REQUIRED_ARTIFACTS.get(stage)
+    if result.outcome == "Done" and required and not any(artifact.kind == required for artifact in result.artifacts):
+        return f"it names no {required} with a digest"
+    return ""
+
+
+def _index(pod: Body) -> int:
+    return int(pod["metadata"].get("annotations", {}).get("batch.kubernetes.io/job-completion-index", "0"))
+
+
+def _parse(message: str) -> Result | None:
+    try:
+        return Result.model_validate_json(message)
+    except ValidationError:
+        return None
+
+
+def _failed(job: Body, verdict: Body, pods: list[Body]) -> Ended:
+    name = job["metadata"]["name"]
+    if verdict.get("reason") == "DeadlineExceeded":
+        return Ended(note("DeadlineExceeded", job=name), final=True)
+    ended = [pod for pod in pods if _terminated(pod).get("exitCode", 0) != 0]
+    if ended:
+        # The one that ended first is the cause; the others were stopped because of it.
+        return _read_failure(min(ended, key=lambda pod: str(_terminated(pod).get("finishedAt", ""))), job)
+    disrupted = next((pod for pod in pods if _disruption(pod)), None)
+    if disrupted:
+        return _disrupted(disrupted["metadata"]["name"], _disruption(disrupted))
+    return _without_pod(name, str(verdict.get("message", "")))
+
+
+def _read_failure(pod: Body, job: Body) -> Ended:
+    terminated, name = _terminated(pod), str(pod["metadata"]["name"])
+    code, message = int(terminated["exitCode"]), str(terminated.get("message", ""))
+    result = _parse(message)
+    facts: dict[str, Any] = {"container": names.TRAINER_CONTAINER, "exit_code": code}
+    if code in FINAL_CODES:
+        why = Note(result.reason, result.message) if result else _nameless(FINAL_CODES[ExitCode(code)], name, code)
+        return Ended(why, final=True, last_words=_last_words(result, message), **facts)
+    if _disruption(pod):
+        return _disrupted(name, _disruption(pod))
+    if code == ExitCode.STOPPED:
+        return Ended(note("Stopped"), counted=False, **facts)
+    if terminated.get("reason") == "OOMKilled":
+        stage = job["metadata"]["labels"][names.STAGE_LABEL]
+        field = "spec.cpuResources.memory" if stage in CPU_STAGES else "spec.resources.memory"
+        return Ended(note("OutOfMemory", container=names.TRAINER_CONTAINER, field=field), **facts)
+    why = Note(result.reason, result.message) if result else _nameless("ContainerFailed", name, code)
+    return Ended(why, last_words=_last_words(result, message), **facts)
+
+
+def _nameless(reason: str, pod: str, code: int) -> Note:
+    return note(reason, container=names.TRAINER_CONTAINER, pod=pod, code=code)
+
+
+def _last_words(result: Result | None, message: str) -> str | None:
+    return message[-LAST_WORDS:] if message and result is None else None
+
+
+def _disruption(pod: Body) -> str:
+    """Why the cluster took the Pod away; empty when it did not."""
+    for condition in pod.get("status", {}).get("conditions", ()):
+        if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
+            return str(condition.get("reason", "DisruptionTarget"))
+    return ""
+
+
+def _disrupted(pod: str, detail: str) -> Ended:
+    return Ended(note("Disrupted", pod=pod, detail=detail), counted=False)
+
+
+def _without_pod(job: str, message: str) -> Ended:
+    """The Pod is gone already: what the Job controller wrote down of it has to do."""
+    if "DisruptionTarget" in message:
+        return _disrupted("of " + job, "DisruptionTarget")
+    code = re.search(r"exit code (\d+)", message)
+    number = int(code[1]) if code else None
+    return Ended(
+        note("PodVanished", job=job, detail=message or "no details"),
+        final=number in FINAL_CODES,
+        counted=number != ExitCode.STOPPED,
+        exit_code=number,
+    )

@@ -1,0 +1,216 @@
+"""One pass over one run: see, decide, act. The same function serves every event, every restart and every look by the clock."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import datetime
+
+from mark_crds import names
+from mark_crds.run import RunStatus
+
+from mark_operator import clock, planning
+from mark_operator.cluster import ApiError, Cluster
+from mark_operator.decision import Decision, Event, ModelWrite
+from mark_operator.findings import look
+from mark_operator.messages import Note, note
+from mark_operator.registry.decide import keep_current
+from mark_operator.run import decide as rules
+from mark_operator.run.plan import Rendering
+from mark_operator.run.view import View, is_terminal, status_of
+from mark_operator.run.waiting import unusable
+from mark_operator.seen import Body, Findings, RunKey, Seen, owned_by
+from mark_operator.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Reconciler:
+    """Brings one run at a time a step further."""
+
+    def __init__(
+        self, cluster: Cluster, settings: Settings, now: Callable[[], datetime], authority: Callable[[], str | None]
+    ) -> None:
+        self._cluster = cluster
+        self._settings = settings
+        self._now = now
+        self._authority = authority
+        self._checked: dict[RunKey, datetime] = {}
+
+    async def look_at(self, key: RunKey) -> float | None:
+        """One pass; the seconds until the next look, if there should be one without an event."""
+        body = await self._cluster.get(key.kind, key.namespace, key.name)
+        if body is None:
+            self._checked.pop(key, None)
+            return None
+        if key.kind == "Model":
+            await self._look_at_model(body)
+            return None
+        view = View(await self._see(key, body), self._settings, self._now())
+        decision = await self._decide(view)
+        try:
+            await self._act(view, decision)
+        except ApiError as error:
+            if error.namespace_terminates:
+                return None
+            if error.reason == "Conflict":
+                # Somebody wrote in between, most often the progress server: look again at what stands there now.
+                return 0
+            raise
+        return decision.again_in
+
+    async def _look_at_model(self, body: Body) -> None:
+        write = keep_current(body)
+        if write is not None:
+            await self._write_model(write, body)
+
+    async def _see(self, key: RunKey, run: Body) -> Seen:
+        if "startedAt" not in run.get("status", {}):
+            return Seen(key, run, models=await self._models(key, run), authority=self._authority())
+        labels = {names.KIND_LABEL: key.kind, names.RUN_LABEL: key.name}
+        plan_name = names.plan_name(key.kind, key.name)
+        jobs, pods, plan, models = await asyncio.gather(
+            self._children("Job", key, labels),
+            self._children("Pod", key, labels),
+            self._cluster.get("ConfigMap", key.namespace, plan_name),
+            self._models(key, run),
+        )
+        return Seen(key, run, plan, jobs, pods, models, self._authority())
+
+    async def _children(self, kind: str, key: RunKey, labels: dict[str, str]) -> tuple[Body, ...]:
+        return tuple([item async for item in self._cluster.list_all(kind, key.namespace, labels)])
+
+    async def _models(self, key: RunKey, run: Body) -> tuple[Body, ...]:
+        """The registry entries that the run may read or write."""
+        if is_terminal(status_of(run)):
+            return ()
+        if planning.needs_models(key.kind, run["spec"]):
+            return await self._children("Model", key, {})
+        name = run["spec"].get("output", {}).get("model")
+        found = await self._cluster.get("Model", key.namespace, name) if name else None
+        return (found,) if found else ()
+
+    async def _decide(self, view: View) -> Decision:
+        """The decision; a spec that makes the planner raise gets a condition instead of being tried for ever."""
+        seen, started = view.seen, view.status.started_at is not None
+        try:
+            rendering = planning.plan(seen.key, view.spec, view.settings, seen.models)
+            findings = None if started or isinstance(rendering, Note) else await self._findings(view, rendering)
+            return rules.decide(view, rendering, findings)
+        except ApiError:
+            raise
+        except Exception as error:
+            if started:
+                raise
+            log.exception("planning failed", extra={"run": str(seen.key)})
+            return unusable(view, note("PlanningFailed", problem=f"{type(error).__name__}: {error}"))
+
+    async def _findings(self, view: View, rendering: Rendering) -> Findings | None:
+        """Fresh answers to the plan's questions; None while those in the status are new enough."""
+        key, old = view.seen.key, view.status.plan
+        known = old is not None and old.hash == rendering.hash and view.status.observed_generation == view.seen.generation
+        timings = view.settings.timings
+        period = timings.relist_seconds if view.status.state == "PlanReady" else timings.check_seconds
+        # A restarted operator takes over what the former one found, instead of asking about all runs at once.
+        last = self._checked.setdefault(key, view.now)
+        if known and not view.confirmed and (view.now - last).total_seconds() < period * 0.9:
+            return None
+        self._checked[key] = view.now
+        return await look(self._cluster, rendering, view.seen.uid)
+
+    async def _act(self, view: View, decision: Decision) -> None:
+        seen, status = view.seen, decision.status
+        for body in decision.create:
+            taken = await self._create(body, seen)
+            if taken is not None:
+                await self._write_status(view, view.stand("Starting", taken))
+                return
+        for deletion in decision.delete:
+            await self._cluster.delete(deletion.kind, seen.key.namespace, deletion.name, deletion.uid)
+            log.info("deleted %s %s", deletion.kind, deletion.name, extra={"run": str(seen.key)})
+        for suspension in decision.suspend:
+            await self._cluster.set_suspend(seen.key.namespace, suspension.job, suspension.suspend)
+            log.info("set suspend=%s on %s", suspension.suspend, suspension.job, extra={"run": str(seen.key)})
+        if decision.model is not None:
+            existing = next((body for body in seen.models if body["metadata"]["name"] == decision.model.name), None)
+            await self._write_model(decision.model, existing)
+        if status is not None:
+            await self._write_status(view, status)
+
+    async def _create(self, body: Body, seen: Seen) -> Note | None:
+        """Create a child once. Its name being taken is fine if it belongs to this very run; else the name of the taker comes back."""
+        kind, name = body["kind"], body["metadata"]["name"]
+        try:
+            await self._cluster.create(body)
+        except ApiError as error:
+            if not error.exists_already:
+                raise
+            found = await self._cluster.get(kind, seen.key.namespace, name)
+            return None if found and owned_by(found, seen.uid) else note("NameTaken", taken=f"{kind} {name}")
+        log.info("created %s %s", kind, name, extra={"run": str(seen.key)})
+        return None
+
+    async def _write_status(self, view: View, status: RunStatus) -> None:
+        """Write the status if it differs, on exactly the object that was read; then say so in an Event."""
+        seen, old = view.seen, view.status
+        if status == old:
+            return
+        metadata = seen.run["metadata"]
+        body = {
+            "apiVersion": names.API_VERSION,
+            "kind": seen.key.kind,
+            "metadata": {
+                "name": seen.key.name,
+                "namespace": seen.key.namespace,
+                "resourceVersion": metadata["resourceVersion"],
+            },
+            "status": {field: value for field, value in status.to_dict().items() if field != "progress"},
+        }
+        await self._cluster.apply_status(body)
+        for event in rules.events(old, status):
+            log.info("%s: %s", event.reason, event.message, extra={"run": str(seen.key)})
+            await self._tell(view, event)
+
+    async def _tell(self, view: View, event: Event) -> None:
+        """An Event for people. Losing one loses no fact, so a failure is only logged."""
+        try:
+            await self._cluster.create(_event_object(view, event))
+        except ApiError as error:
+            log.warning("could not write the event %s: %s", event.reason, error, extra={"run": str(view.seen.key)})
+
+    async def _write_model(self, write: ModelWrite, existing: Body | None) -> None:
+        """Create the registry entry if it is missing, and write its status on exactly the object that was read."""
+        head = {"apiVersion": names.API_VERSION, "kind": "Model"}
+        metadata = {"name": write.name, "namespace": write.namespace}
+        if existing is None:
+            existing = await self._cluster.create({**head, "metadata": metadata, "spec": write.spec})
+        version = {"resourceVersion": existing["metadata"]["resourceVersion"]}
+        await self._cluster.apply_status({**head, "metadata": {**metadata, **version}, "status": write.status.to_dict()})
+        log.info("wrote Model %s", write.name)
+
+
+def _event_object(view: View, event: Event) -> Body:
+    key, metadata = view.seen.key, view.seen.run["metadata"]
+    moment = view.now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": f"{key.name}.{metadata['resourceVersion']}-{event.reason.lower()}", "namespace": key.namespace},
+        "involvedObject": {
+            "apiVersion": names.API_VERSION,
+            "kind": key.kind,
+            "name": key.name,
+            "namespace": key.namespace,
+            "uid": metadata["uid"],
+        },
+        "type": event.type,
+        "reason": event.reason,
+        "message": event.message,
+        "firstTimestamp": clock.text_of(view.now),
+        "lastTimestamp": clock.text_of(view.now),
+        "eventTime": moment,
+        "count": 1,
+        "action": event.reason,
+        "reportingComponent": "mark-operator",
+        "reportingInstance": "mark-operator",
+        "source": {"component": "mark-operator"},
+    }

@@ -1,0 +1,1 @@
+"""The model registry: versions, promotion, and the AutoPipeline's choice. Pure."""

@@ -1,0 +1,167 @@
+"""The prerequisites of a plan: each passed, failed or not checked, with the cure. It judges findings and asks nobody."""
+
+import fnmatch
+from decimal import Decimal
+
+from mark_crds import names
+from mark_crds.run import Check
+
+from mark_operator import quantity
+from mark_operator.messages import shorten
+from mark_operator.run.plan import NOT_YET, Rendering
+from mark_operator.seen import Answer, Body, Findings
+
+QUOTA_NAMES = {"cpu": ("cpu", "requests.cpu", "limits.cpu"), "memory": ("memory", "requests.memory", "limits.memory")}
+
+
+def check_all(rendering: Rendering, findings: Findings) -> tuple[Check, ...]:
+    """All checks of a plan, in the order of a person's questions."""
+    return (
+        *_stages(rendering),
+        _image(rendering),
+        _claim(rendering, findings),
+        _service_account(rendering, findings),
+        _gpu(rendering, findings),
+        _quota(rendering, findings),
+        *(_dry_run("job", stage, answer) for stage, answer in findings.jobs.items()),
+        *(_dry_run("pod", stage, answer) for stage, answer in findings.pods.items()),
+    )
+
+
+def failures(checks: tuple[Check, ...]) -> str:
+    """The failed checks in one sentence; empty when none failed."""
+    return "; ".join(f"{check.name}: {check.message}" for check in checks if check.outcome == "Failed")
+
+
+def _passed(name: str, message: str) -> Check:
+    return Check(name=name, outcome="Passed", message=shorten(message))
+
+
+def _failed(name: str, message: str) -> Check:
+    return Check(name=name, outcome="Failed", message=shorten(message))
+
+
+def _not_checked(name: str, message: str) -> Check:
+    return Check(name=name, outcome="NotChecked", message=shorten(message))
+
+
+def _stages(rendering: Rendering) -> tuple[Check, ...]:
+    missing = [stage for stage in rendering.stages if stage in NOT_YET]
+    if not missing:
+        return ()
+    return (_failed("stages", f"this version has no stage {' and '.join(missing)} yet; take it out of spec.stages"),)
+
+
+def _image(rendering: Rendering) -> Check:
+    image, settings = rendering.means.image, rendering.means.settings
+    allowed = (settings.trainer_image, *settings.trainer_images)
+    if any(fnmatch.fnmatchcase(image, pattern) for pattern in allowed):
+        return _passed("image", f"{image} is allowed")
+    return _failed("image", f"spec.image: {image} is not one of the images that the administrator allows: {', '.join(allowed)}")
+
+
+def _claim(rendering: Rendering, findings: Findings) -> Check:
+    name, answer = rendering.means.spec.workspace.claim_name, findings.claim
+    if answer.outcome == "Missing":
+        return _failed("claim", f"spec.workspace.claimName: there is no PersistentVolumeClaim {name} in this namespace; create it")
+    if answer.outcome != "Found":
+        return _not_checked("claim", answer.message)
+    claim = answer.item
+    nodes = max(rendering.means.nodes(stage) for stage in rendering.stages)
+    modes = claim["spec"].get("accessModes", [])
+    if "deletionTimestamp" in claim["metadata"]:
+        return _failed("claim", f"PersistentVolumeClaim {name} is being deleted; wait until it is gone and create it again")
+    if nodes > 1 and "ReadWriteMany" not in modes:
+        return _failed("claim", f"spec.resources.nodes is {nodes}, which needs a claim with ReadWriteMany; {name} has {', '.join(modes)}")
+    if not set(modes) & {"ReadWriteOnce", "ReadWriteOncePod", "ReadWriteMany"}:
+        return _failed("claim", f"PersistentVolumeClaim {name} cannot be written to: it has {', '.join(modes)}")
+    return _binding(name, claim, findings.storage_class)
+
+
+def _binding(name: str, claim: Body, storage_class: Answer) -> Check:
+    phase = claim.get("status", {}).get("phase", "Pending")
+    if phase == "Bound":
+        return _passed("claim", f"PersistentVolumeClaim {name} is bound")
+    if phase == "Lost":
+        return _failed("claim", f"PersistentVolumeClaim {name} has lost its volume; restore the volume or use another claim")
+    if storage_class.outcome == "Found" and storage_class.item.get("volumeBindingMode") == "WaitForFirstConsumer":
+        return _passed("claim", f"PersistentVolumeClaim {name} will be bound with the first Pod")
+    return _not_checked("claim", f"PersistentVolumeClaim {name} is not bound yet; its storage class may do so with the first Pod")
+
+
+def _service_account(rendering: Rendering, findings: Findings) -> Check:
+    name, answer = rendering.means.settings.service_account_name, findings.service_account
+    if answer.outcome == "Missing":
+        return _failed("serviceAccount", f"there is no ServiceAccount {name} in this namespace; create it")
+    if answer.outcome != "Found":
+        return _not_checked("serviceAccount", answer.message)
+    return _passed("serviceAccount", f"ServiceAccount {name} exists; its token is not mounted")
+
+
+def _gpu(rendering: Rendering, findings: Findings) -> Check:
+    means, answer = rendering.means, findings.nodes
+    resource = means.resources.gpu_resource
+    needed = max(means.gpus_per_node(stage) for stage in rendering.stages)
+    if needed == 0:
+        return _passed("gpu", "no stage asks for a GPU")
+    if answer.outcome != "Found":
+        return _not_checked("gpu", answer.message or "nodes could not be listed")
+    offers = [int(quantity.parse(node["status"].get("allocatable", {}).get(resource, "0"))) for node in answer.items]
+    if max(offers, default=0) >= needed:
+        return _passed("gpu", f"{sum(offer >= needed for offer in offers)} nodes offer {needed} {resource} or more")
+    problem = f"no node offers {needed} {resource}; the most is {max(offers, default=0)}. Lower spec.resources.gpusPerNode or correct gpuResource"
+    return _failed("gpu", problem) if means.settings.require_gpu_nodes else _not_checked("gpu", problem)
+
+
+def _quota(rendering: Rendering, findings: Findings) -> Check:
+    if findings.quotas.outcome != "Found" and findings.quotas.outcome != "Missing":
+        return _not_checked("quota", findings.quotas.message)
+    scoped = [body for body in findings.quotas.items if _is_scoped(body)]
+    plain = [body for body in findings.quotas.items if not _is_scoped(body)]
+    for body in plain:
+        for job in rendering.jobs:
+            problem = _shortage(job, body)
+            if problem:
+                return _failed("quota", problem)
+    if scoped:
+        return _not_checked("quota", f"ResourceQuota {scoped[0]['metadata']['name']} has scopes, which are not computed")
+    return _passed("quota", "every ResourceQuota has room for the largest stage" if plain else "the namespace has no ResourceQuota")
+
+
+def _is_scoped(body: Body) -> bool:
+    return bool(body["spec"].get("scopes") or body["spec"].get("scopeSelector"))
+
+
+def _shortage(job: Body, body: Body) -> str:
+    """Why the Pods of a Job do not fit into a quota together; empty when they do."""
+    hard, used = body.get("status", {}).get("hard", {}), body.get("status", {}).get("used", {})
+    stage = job["metadata"]["labels"][names.STAGE_LABEL]
+    for name, needed in _quota_needs(job).items():
+        if name not in hard:
+            continue
+        left = quantity.parse(hard[name]) - quantity.parse(used.get(name, "0"))
+        if needed > left:
+            return (
+                f"stage {stage} needs {quantity.text_of(needed)} {name} in all its Pods, but ResourceQuota "
+                f"{body['metadata']['name']} has {quantity.text_of(max(left, Decimal(0)))} left; ask for less, or for a larger quota"
+            )
+    return ""
+
+
+def _quota_needs(job: Body) -> dict[str, Decimal]:
+    pods = job["spec"]["parallelism"]
+    requests = job["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"]
+    needs = {"pods": Decimal(pods), "count/pods": Decimal(pods), "count/jobs.batch": Decimal(1)}
+    for name, number in quantity.total(requests, pods).items():
+        for quota_name in QUOTA_NAMES.get(name, (f"requests.{name}",)):
+            needs[quota_name] = number
+    return needs
+
+
+def _dry_run(what: str, stage: str, answer: Answer) -> Check:
+    name = f"{what}.{stage}"
+    if answer.outcome == "Refused":
+        return _failed(name, f"the API server refuses the {what.capitalize()} of stage {stage}: {answer.message}")
+    if answer.outcome != "Found":
+        return _not_checked(name, answer.message)
+    return _passed(name, f"the API server accepts the {what.capitalize()} of stage {stage}")

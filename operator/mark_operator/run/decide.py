@@ -1,0 +1,122 @@
+"""The rules for a run, in reading order; the first that answers wins."""
+
+from mark_crds import names
+from mark_crds.run import RunResult, RunStatus
+
+from mark_operator import clock
+from mark_operator.decision import Decision, Deletion, Event
+from mark_operator.messages import Note, note
+from mark_operator.run.finish import finish
+from mark_operator.run.objects import owned
+from mark_operator.run.plan import Rendering, plan_digest, stored_jobs
+from mark_operator.run.stages import cancel, decide_stage, delete_working
+from mark_operator.run.view import View, is_terminal
+from mark_operator.run.waiting import decide_waiting, unusable
+from mark_operator.seen import Body, Findings
+
+
+def decide(view: View, rendering: Rendering | Note, findings: Findings | None) -> Decision:
+    """What to do about a run. `rendering` is its plan as it would be made now, or why there is none."""
+    if view.seen.being_deleted:
+        return Decision()
+    if is_terminal(view.status):
+        return _tidy(view)
+    if view.status.started_at is None:
+        if isinstance(rendering, Note):
+            return unusable(view, rendering)
+        return decide_waiting(view, rendering, findings)
+    if not view.confirmed:
+        return cancel(view)
+    return _go_on(view, rendering)
+
+
+def events(old: RunStatus, new: RunStatus) -> tuple[Event, ...]:
+    """One Event for a new state or reason, none for anything else."""
+    before, after = _headline(old), _headline(new)
+    if after is None or (old.state == new.state and before is not None and before.reason == after.reason):
+        return ()
+    bad = new.state == "Failed" or after.reason in ("PrerequisiteFailed", "InvalidSpec", "RetryLater", "PlanChanged")
+    return (Event("Warning" if bad else "Normal", after.reason, after.message),)
+
+
+def _headline(status: RunStatus) -> Note | None:
+    found = next((item for item in status.conditions if item.type == "Progressing"), None)
+    return Note(found.reason, found.message) if found else None
+
+
+def _go_on(view: View, rendering: Rendering | Note) -> Decision:
+    """A started run: from the stored plan alone."""
+    name = names.plan_name(view.seen.key.kind, view.seen.key.name)
+    stored, confirmation = view.seen.stored_plan, view.status.confirmation
+    if confirmation is None:
+        return view.fail(note("PlanLost", name=name))
+    if view.seen.foreign_plan:
+        status = view.stand("Starting", note("NameTaken", taken=f"ConfigMap {name}"))
+        return Decision(status=status, again_in=view.settings.timings.first_retry_seconds)
+    if stored is None:
+        if isinstance(rendering, Note) or rendering.hash != confirmation.plan_hash:
+            return _stop(view, note("PlanLost", name=name))
+        return Decision(create=(_plan_object(view, rendering, name),), again_in=0)
+    if plan_digest(stored.get("data", {})) != confirmation.plan_hash:
+        return _stop(view, note("PlanTampered", name=name))
+    jobs = stored_jobs(stored)
+    done = {entry.stage for entry in view.status.stages if entry.state == "Succeeded"}
+    for job in jobs:
+        if job["metadata"]["labels"][names.STAGE_LABEL] not in done:
+            return decide_stage(view, job)
+    return _succeed(view, len(jobs))
+
+
+def _stop(view: View, why: Note) -> Decision:
+    failed = view.fail(why)
+    return Decision(status=failed.status, delete=delete_working(view))
+
+
+def _plan_object(view: View, rendering: Rendering, name: str) -> Body:
+    key = view.seen.key
+    authority = {names.CA_KEY: view.seen.authority} if view.seen.authority else {}
+    body = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": name,
+            "namespace": key.namespace,
+            "labels": {names.KIND_LABEL: key.kind, names.RUN_LABEL: key.name, names.RUN_UID_LABEL: view.seen.uid},
+        },
+        "immutable": True,
+        "data": {**rendering.data, **authority},
+    }
+    return owned(body, kind=key.kind, run=key.name, uid=view.seen.uid)
+
+
+def _succeed(view: View, count: int) -> Decision:
+    entries = view.status.stages
+    last = entries[-1]
+    result = RunResult(
+        artifacts=tuple(artifact for entry in entries for artifact in entry.artifacts)[:12],
+        measures=last.measures,
+    )
+    return finish(view, "Succeeded", note("Succeeded", count=count), result=result, stages=entries)
+
+
+def _tidy(view: View) -> Decision:
+    """After the end: keep up with the generation, and delete the Jobs when their time is over. The end itself never changes."""
+    status = view.status if view.status.observed_generation == view.seen.generation else _follow(view)
+    seconds = view.spec.get("ttlSecondsAfterFinished")
+    finished = view.status.finished_at
+    if seconds is None or finished is None or not view.seen.own_jobs:
+        return Decision(status=status)
+    left = seconds - clock.seconds_since(finished, view.now)
+    if left > 0:
+        return Decision(status=status, again_in=left)
+    jobs = view.seen.own_jobs.values()
+    return Decision(
+        status=status,
+        delete=tuple(Deletion("Job", job["metadata"]["name"], job["metadata"]["uid"]) for job in jobs),
+    )
+
+
+def _follow(view: View) -> RunStatus:
+    generation = view.seen.generation
+    conditions = tuple(item.model_copy(update={"observed_generation": generation}) for item in view.status.conditions)
+    return view.status.model_copy(update={"observed_generation": generation, "conditions": conditions})

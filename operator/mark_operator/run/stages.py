@@ -1,0 +1,238 @@
+"""A started run: its stages one after another, each in attempts, until the end."""
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+from mark_crds import names
+from mark_crds.job_output import Result
+from mark_crds.run import Failure, RunResult, RunStatus, StageStatus, State
+
+from mark_operator import clock
+from mark_operator.decision import Decision, Deletion, Suspension
+from mark_operator.job_facts import Done, Ended, Fact, Held, Running, Stopping, Waiting, is_finished, pod_is_live, read_job
+from mark_operator.messages import Note, note
+from mark_operator.run.finish import finish
+from mark_operator.run.objects import bind, owned, service
+from mark_operator.run.view import View, replaced
+from mark_operator.seen import Body
+
+LAST_ATTEMPT = 99  # the Job's name leaves room for two digits
+PODS_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt at one stage: its template in the stored plan, its number, and what the status says of it."""
+
+    template: Body
+    stage: str
+    number: int
+    entry: StageStatus | None
+    job: str
+
+    @property
+    def queue(self) -> str | None:
+        queue: str | None = self.template["metadata"]["labels"].get(names.QUEUE_LABEL)
+        return queue
+
+
+def decide_stage(view: View, template: Body) -> Decision:
+    """The next step of the stage that is not done yet."""
+    attempt = _attempt(view, template)
+    job = view.seen.own_jobs.get(attempt.job)
+    if job is None:
+        return _without_job(view, attempt)
+    fact = read_job(job, view.seen.pods)
+    if not isinstance(fact, Done | Ended):
+        suspension = _suspension(view, attempt, job)
+        if suspension is not None:
+            return suspension
+    return _with_job(view, attempt, fact)
+
+
+def cancel(view: View) -> Decision:
+    """Stop what runs; the end is written once no Pod works any more."""
+    working = [job for job in view.seen.own_jobs.values() if not is_finished(job)]
+    live = [pod for pod in view.seen.pods if _of_run(pod, view.seen.uid) and pod_is_live(pod)]
+    if not working and not live:
+        entries = tuple(
+            entry.model_copy(update={"state": "Cancelled", "finished_at": view.now_text})
+            if entry.state in ("Pending", "Running")
+            else entry
+            for entry in view.status.stages
+        )
+        return Decision(status=view.stand("Cancelled", note("Cancelled"), stages=entries, finished_at=view.now_text))
+    status = view.stand("Running", note("Cancelling"))
+    return Decision(status=status, delete=_deletions(working), again_in=view.settings.timings.first_retry_seconds)
+
+
+def delete_working(view: View) -> tuple[Deletion, ...]:
+    """The deletion of every Job of the run that has not ended."""
+    return _deletions([job for job in view.seen.own_jobs.values() if not is_finished(job)])
+
+
+def _deletions(jobs: list[Body]) -> tuple[Deletion, ...]:
+    return tuple(
+        Deletion("Job", job["metadata"]["name"], job["metadata"]["uid"])
+        for job in jobs
+        if "deletionTimestamp" not in job["metadata"]
+    )
+
+
+def _attempt(view: View, template: Body) -> Attempt:
+    stage = template["metadata"]["labels"][names.STAGE_LABEL]
+    entry = view.entry(stage)
+    number = 1 if entry is None else entry.attempt + (entry.state == "Failed")
+    key = view.seen.key
+    return Attempt(template, stage, number, entry, names.job_name(key.kind, key.name, stage, number))
+
+
+def _without_job(view: View, attempt: Attempt) -> Decision:
+    """No Job under the attempt's name: it vanished, must wait, or is created now."""
+    entry, timings = attempt.entry, view.settings.timings
+    if entry is not None and entry.state in ("Pending", "Running"):
+        return _end_attempt(view, attempt, Ended(note("JobVanished", job=attempt.job), counted=not view.suspended))
+    if view.suspended:
+        return Decision(status=view.stand("Suspended", note("Suspended", stage=attempt.stage), stage=attempt.stage))
+    if entry is not None and entry.finished_at is not None:
+        wait = _pause(view, entry) - clock.seconds_since(entry.finished_at, view.now)
+        if wait > 0:
+            return Decision(again_in=wait)
+    hindrance = _hindrance(view, attempt)
+    if hindrance is not None:
+        status = view.stand("Starting", hindrance, stage=attempt.stage)
+        return Decision(status=status, again_in=timings.first_retry_seconds)
+    return Decision(create=_children(view, attempt), again_in=1)
+
+
+def _hindrance(view: View, attempt: Attempt) -> Note | None:
+    """Why no Job may be created yet: somebody else's object of that name, or Pods that may still write to the workspace."""
+    if attempt.job in view.seen.foreign_jobs:
+        return note("NameTaken", taken=f"Job {attempt.job}")
+    pods = [
+        pod["metadata"]["name"] for pod in view.seen.pods if not _of_run(pod, view.seen.uid) or pod_is_live(pod)
+    ]
+    if not pods:
+        return None
+    more = f" and {len(pods) - PODS_NAMED} more" if len(pods) > PODS_NAMED else ""
+    return note("WaitingForPods", pods=", ".join(sorted(pods)[:PODS_NAMED]) + more, stage=attempt.stage)
+
+
+def _of_run(pod: Body, uid: str) -> bool:
+    return bool(pod["metadata"].get("labels", {}).get(names.RUN_UID_LABEL) == uid)
+
+
+def _children(view: View, attempt: Attempt) -> tuple[Body, ...]:
+    key, uid = view.seen.key, view.seen.uid
+    job = bind(attempt.template, kind=key.kind, uid=uid, attempt=attempt.number)
+    if attempt.template["spec"]["parallelism"] == 1:
+        return (job,)
+    return (owned(service(key), kind=key.kind, run=key.name, uid=uid), job)
+
+
+def _suspension(view: View, attempt: Attempt, job: Body) -> Decision | None:
+    """Bring the Job's `suspend` in line with the run's. Where a queue admits Jobs, the field is the queue's: the Job gives way to a new attempt."""
+    held = bool(job["spec"].get("suspend"))
+    if attempt.queue is None:
+        return None if held == view.suspended else Decision(suspend=(Suspension(attempt.job, view.suspended),), again_in=1)
+    if not view.suspended or "deletionTimestamp" in job["metadata"]:
+        return None
+    why = note("Suspended", stage=attempt.stage)
+    ended = _end_attempt(view, attempt, Ended(why, counted=False))
+    return replace(ended, delete=_deletions([job]))
+
+
+def _with_job(view: View, attempt: Attempt, fact: Fact) -> Decision:
+    facts = {"stage": attempt.stage, "attempt": attempt.number, "job": attempt.job}
+    match fact:
+        case Done(result):
+            return _done(view, attempt, result)
+        case Ended():
+            return _end_attempt(view, attempt, fact)
+        case Running():
+            status = _under_way(view, attempt, "Running", note("Running", **facts))
+        case Stopping():
+            status = _under_way(view, attempt, "Running", note("Stopping", **facts))
+        case Waiting(detail):
+            status = _under_way(view, attempt, "Starting", note("Waiting", detail=detail, **facts))
+        case Held() if view.suspended:
+            status = _under_way(view, attempt, "Suspended", note("Suspended", stage=attempt.stage))
+        case Held():
+            why = note("Queued", job=attempt.job, stage=attempt.stage, queue=attempt.queue or "none")
+            status = _under_way(view, attempt, "Queued", why)
+    return Decision(status=status, again_in=view.settings.timings.active_seconds)
+
+
+def _under_way(view: View, attempt: Attempt, state: State, why: Note) -> RunStatus:
+    """The status of a run whose newest attempt has a Job. An attempt is noted only after its Job was seen."""
+    entry = _noted(view, attempt, state="Running" if state == "Running" else "Pending")
+    return view.stand(state, why, stages=replaced(view.status.stages, entry), stage=attempt.stage)
+
+
+def _noted(view: View, attempt: Attempt, **facts: Any) -> StageStatus:
+    """The status of a stage at this attempt; what it remembers of earlier ones is their failures and its start."""
+    old = attempt.entry
+    remembered = {
+        "stage": attempt.stage,
+        "job": attempt.job,
+        "attempt": attempt.number,
+        "counted_failures": old.counted_failures if old else 0,
+        "started_at": old.started_at if old else view.now_text,
+    }
+    return StageStatus(**{**remembered, **facts})
+
+
+def _done(view: View, attempt: Attempt, result: Result) -> Decision:
+    entry = _noted(
+        view,
+        attempt,
+        state="Succeeded",
+        finished_at=view.now_text,
+        artifacts=result.artifacts,
+        measures=result.measures,
+    )
+    stages = replaced(view.status.stages, entry)
+    if result.adopted is not None:
+        return _adopt(view, result, stages)
+    why = note("StageDone", stage=attempt.stage)
+    return Decision(status=view.stand("Running", why, stages=stages, stage=attempt.stage), again_in=0)
+
+
+def _adopt(view: View, result: Result, stages: tuple[StageStatus, ...]) -> Decision:
+    assert result.adopted is not None
+    why = note("Adopted", uid=result.adopted.run_uid, finished=result.adopted.finished)
+    found = RunResult(artifacts=result.artifacts, measures=result.measures, adopted_run=result.adopted.run_uid)
+    return finish(view, "Adopted", why, result=found, stages=stages)
+
+
+def _end_attempt(view: View, attempt: Attempt, ended: Ended) -> Decision:
+    """Note a failed attempt; then another one, or the end of the run."""
+    counted = (attempt.entry.counted_failures if attempt.entry else 0) + ended.counted
+    failure = Failure(
+        reason=ended.why.reason,
+        message=ended.why.message,
+        container=ended.container,
+        exit_code=ended.exit_code,
+        last_words=ended.last_words,
+    )
+    entry = _noted(
+        view, attempt, state="Failed", counted_failures=counted, finished_at=view.now_text, failure=failure
+    )
+    stages = replaced(view.status.stages, entry)
+    if ended.final or counted >= int(view.spec["maxAttempts"]):
+        return view.fail(ended.why, stages=stages, stage=attempt.stage)
+    if attempt.number >= LAST_ATTEMPT:
+        why = note("TooManyAttempts", stage=attempt.stage, attempts=attempt.number, problem=ended.why.message)
+        return view.fail(why, stages=stages, stage=attempt.stage)
+    pause = _pause(view, entry)
+    at = clock.text_of(view.now + timedelta(seconds=pause))
+    why = note("RetryLater", stage=attempt.stage, attempt=attempt.number, problem=ended.why.message.rstrip(".") + ".", at=at)
+    return Decision(status=view.stand("Starting", why, stages=stages, stage=attempt.stage), again_in=pause)
+
+
+def _pause(view: View, entry: StageStatus) -> float:
+    """Seconds before the next attempt; they double with each failure that counted."""
+    timings = view.settings.timings
+    doubled: int = timings.first_retry_seconds * 2 ** max(0, entry.counted_failures - 1)
+    return min(doubled, timings.longest_retry_seconds)

@@ -1,0 +1,1 @@
+"""What only a TrainingRun has: how its spec becomes a Job's input. Pure."""

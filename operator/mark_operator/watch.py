@@ -1,0 +1,75 @@
+"""Watching: a complete list of all runs first, then kopf's streams, and the list again from time to time for what they missed."""
+
+import asyncio
+import logging
+
+import kopf
+from mark_crds import names
+
+from mark_operator.cluster import ApiError, Cluster
+from mark_operator.handlers import registry, watch_settings
+from mark_operator.health import Health
+from mark_operator.queue import Queue
+from mark_operator.reconcile import Reconciler
+from mark_operator.seen import Body, RunKey
+from mark_operator.settings import Settings
+
+log = logging.getLogger(__name__)
+
+LIST_PAUSE_SECONDS = 5.0
+
+
+async def watch(cluster: Cluster, settings: Settings, reconciler: Reconciler, health: Health) -> None:
+    """Look at runs until the process is told to stop. Ends when kopf ends: it is made to crash rather than to limp."""
+    queue: Queue[RunKey] = Queue(reconciler.look_at)
+    health.watch_queue(lambda: len(queue))
+    await _list_until_it_works(cluster, settings, queue, health)
+    background = [asyncio.create_task(queue.run()), asyncio.create_task(_relist(cluster, settings, queue, health))]
+    try:
+        await kopf.operator(
+            registry=registry(queue.add, health.heard),
+            settings=watch_settings(),
+            standalone=True,
+            clusterwide=not settings.watch_namespaces,
+            namespaces=settings.watch_namespaces,
+        )
+    finally:
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+
+
+async def _list_until_it_works(cluster: Cluster, settings: Settings, queue: Queue[RunKey], health: Health) -> None:
+    while True:
+        try:
+            await list_runs(cluster, settings, queue, health)
+            return
+        except ApiError as error:
+            log.warning("the runs could not be listed: %s", error)
+            await asyncio.sleep(LIST_PAUSE_SECONDS)
+
+
+async def _relist(cluster: Cluster, settings: Settings, queue: Queue[RunKey], health: Health) -> None:
+    while True:
+        await asyncio.sleep(settings.timings.relist_seconds)
+        await _list_until_it_works(cluster, settings, queue, health)
+
+
+async def list_runs(cluster: Cluster, settings: Settings, queue: Queue[RunKey], health: Health) -> None:
+    """Queue every run and model that may need a pass; what has ended and was noted needs none."""
+    states: dict[tuple[str, str], int] = {}
+    for kind in names.PLURALS:
+        for namespace in settings.watch_namespaces or (None,):
+            async for body in cluster.list_all(kind, namespace):
+                state = (kind, str(body.get("status", {}).get("state", "")))
+                states[state] = states.get(state, 0) + 1
+                if not is_settled(body):
+                    queue.add(RunKey(kind, body["metadata"]["namespace"], body["metadata"]["name"]))
+    health.count_runs(states)
+
+
+def is_settled(body: Body) -> bool:
+    """Whether a run has ended, its status is of its newest generation, and no clean-up is asked for."""
+    status, spec = body.get("status", {}), body.get("spec", {})
+    current = status.get("observedGeneration") == body["metadata"].get("generation")
+    return "finishedAt" in status and current and "ttlSecondsAfterFinished" not in spec
