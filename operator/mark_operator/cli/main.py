@@ -12,6 +12,7 @@ from mark_operator.cli.commands.logs import logs
 from mark_operator.cli.commands.models import models
 from mark_operator.cli.commands.plan import plan
 from mark_operator.cli.commands.put import put
+from mark_operator.cli.commands.report import report
 from mark_operator.cli.commands.settings import settings
 from mark_operator.cli.commands.status import status
 from mark_operator.cli.errors import CommandError
@@ -53,7 +54,7 @@ def mark(context_: click.Context, namespace: str | None, context: str | None, ku
     context_.obj = Target(namespace=namespace, context=context, kubeconfig=kubeconfig)
 
 
-for command in (put, plan, confirm, status, logs, get, cancel, models, settings):
+for command in (put, plan, confirm, status, logs, get, report, cancel, models, settings):
     mark.add_command(command)
 
 

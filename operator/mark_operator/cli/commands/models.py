@@ -2,10 +2,13 @@
 
 import click
 
+from mark_crds.shared import BaseModelReference
+
 from mark_operator.cli.errors import NotFoundError
 from mark_operator.cli.options import Connection, connection_options, output_option, print_data, say, show
-from mark_operator.cli.session import own_path
+from mark_operator.cli.session import Json, own_path
 from mark_operator.cli.view.models import model_view, models_view
+from mark_operator.registry.autopipeline import choose
 
 _EXAMPLES = """\b
 Examples:
@@ -35,6 +38,14 @@ def models(name: str | None, output: str | None, connection: Connection) -> None
     elif output:
         print_data(found, output)
     elif found:
-        show(models_view(found))
+        show(models_view(found, picks(found)))
     else:
         say(f"no models in the namespace {session.namespace}; a run with spec.output.model makes one")
+
+
+def picks(models: list[Json]) -> dict[str, str]:
+    """For each base model, what the AutoPipeline picks."""
+    versions = [version for model in models for version in model.get("status", {}).get("versions", [])]
+    bases = sorted({version["base"] for version in versions})
+    # Only the name is compared, so a hub id may stand in the place of a path.
+    return {base: choose(tuple(models), BaseModelReference.model_construct(path=base)).why for base in bases}

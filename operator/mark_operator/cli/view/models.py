@@ -11,8 +11,8 @@ from mark_operator.cli.view.formatting import clock, plain_table, short_digest
 Json = dict[str, Any]
 
 
-def models_view(models: list[Json]) -> RenderableType:
-    """All entries of a namespace."""
+def models_view(models: list[Json], picks: dict[str, str]) -> RenderableType:
+    """All entries of a namespace, and what the AutoPipeline picks for each base model."""
     table = plain_table("NAME", "FAMILY", "VERSIONS", "CURRENT", "BASE", "NEWEST FROM", right=("VERSIONS",))
     for model in models:
         versions = _versions(model)
@@ -25,7 +25,8 @@ def models_view(models: list[Json]) -> RenderableType:
             newest.get("base", ""),
             newest.get("run", ""),
         )
-    return table
+    chosen = [f"For the base {base} the AutoPipeline picks {why}." for base, why in picks.items()]
+    return Group(table, *(["", *chosen] if chosen else []))
 
 
 def model_view(model: Json) -> RenderableType:
