@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.update({"HF_HUB_DISABLE_TELEMETRY": "1", "ANONYMIZED_TELEMETRY": "False", "DO_NOT_TRACK": "1"})
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     options = _parser().parse_args(arguments)
+    if options.command == "build-base-model":
+        return build_base_model(options)
     try:
         result, code = run_stage(options), ExitCode.DONE
     except BaseException as error:  # noqa: BLE001 - whatever ends a stage must reach the operator as a Result
@@ -47,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_stage(options: argparse.Namespace) -> Result:
     """Do the stage, unless this run did it already."""
     job_input = read_job_input(options.input)
+    if job_input.base_model is None or job_input.base_model.hugging_face_id is None:
+        os.environ["HF_HUB_OFFLINE"] = "1"
     module = _stage_module(options.stage, job_input)
     progress = Progress.from_environment(options.stage)
     work = Work(
@@ -65,6 +69,18 @@ def run_stage(options: argparse.Namespace) -> Result:
     if _writes_results():
         keep_result(work, result)
     return result
+
+
+def build_base_model(options: argparse.Namespace) -> int:
+    """Build a small base model from texts, for the demo and for tests."""
+    from mark_trainer import base_model
+
+    try:
+        base_model.build(options.texts, options.out, seed=options.seed, steps=options.steps)
+    except Failure as failure:
+        print(failure.message, file=sys.stderr)
+        return int(failure.exit_code)
+    return int(ExitCode.DONE)
 
 
 def read_job_input(path: Path) -> JobInput:
@@ -103,6 +119,11 @@ def _parser() -> argparse.ArgumentParser:
         default=Path(names.TERMINATION_MESSAGE_PATH),
         help="file that the Result is written to, when it can be written",
     )
+    build = commands.add_parser("build-base-model", help="build a small base model from a folder of texts")
+    build.add_argument("--texts", required=True, type=Path, help="folder with .txt files that no run's corpus holds")
+    build.add_argument("--out", required=True, type=Path, help="folder to write the model to; replaced when it exists")
+    build.add_argument("--seed", type=int, default=7, help="seed of weights and order")
+    build.add_argument("--steps", type=int, default=400, help="optimizer steps of 1024 tokens")
     return parser
 
 

@@ -208,7 +208,7 @@ def check_template(adapter: Adapter | None, builder: PromptBuilder) -> None:
         raise BadData(
             "OtherTemplate",
             f"{adapter.path}: was trained with prompt template {adapter.provenance['prompt']['template']} and another "
-            f"template or tokenizer digest than {TEMPLATE_VERSION} here; train it again, or use its trainer image",
+            f"template or tokenizer than {TEMPLATE_VERSION} here; train it again, or use its trainer image",
         )
 
 

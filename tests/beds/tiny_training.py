@@ -1,0 +1,151 @@
+"""A workspace to train in within a second: a real tokenizer, a real Llama of random weights, a dataset of made-up
+contracts. Nothing here is a stand-in for our own code.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mark_crds.job_input import JobInput
+from mark_trainer.base_model import train_tokenizer
+from mark_trainer.publish import write_manifest
+from mark_trainer.workspace import Work, Workspace
+from transformers import LlamaConfig, LlamaForCausalLM
+
+PARTIES = ("Licensor", "Licensee", "Contributor", "Distributor", "Publisher", "Author", "Recipient", "Steward")
+DUTIES = (
+    "keep the notice in every copy",
+    "give thirty days of notice before the end",
+    "pay no fee for private use",
+    "name the changes that were made",
+    "offer the source for three years",
+    "bear the cost of every defect",
+)
+
+Row = dict[str, Any]
+
+
+def contract(number: int) -> list[str]:
+    """The clauses of a made-up contract, one a party."""
+    random_of = random.Random(number)
+    return [
+        f"The {party} of Contract {number} shall {random_of.choice(DUTIES)} under clause {index + 1}."
+        for index, party in enumerate(random_of.sample(PARTIES, 4))
+    ]
+
+
+def rows(documents: Sequence[int], split: str) -> list[Row]:
+    """Rows as dataPrep writes them: a question a clause, the clause and another one as passages."""
+    found = []
+    for number in documents:
+        clauses = contract(number)
+        digest = f"{number:064x}"
+        for index, clause in enumerate(clauses):
+            party = clause.split()[1]
+            answer = clause[clause.index("shall ") + 6 : clause.index(" under")]
+            passages = [
+                {"chunkId": f"{number}-{at}", "text": clauses[at], "document": digest, "page": 1, "oracle": at == index}
+                for at in (index, (index + 1) % len(clauses))
+            ]
+            found.append(
+                {
+                    "id": f"{number}-{index}",
+                    "question": f"What shall the {party} of Contract {number} do?",
+                    "answer": answer,
+                    "topic": "duty",
+                    "document": {
+                        "digest": digest,
+                        "title": f"Contract {number}",
+                        "path": f"corpus/{number}.pdf",
+                        "cluster": f"contract-{number}",
+                    },
+                    "page": 1,
+                    "span": [0, len(answer)],
+                    "chunkId": f"{number}-{index}",
+                    "contexts": passages if index % 2 else passages[::-1],
+                    "generator": "test",
+                    "split": split,
+                }
+            )
+    return found
+
+
+def write_base(folder: Path, seed: int = 1) -> None:
+    """A tokenizer of the contracts and a Llama of 30 thousand random weights."""
+    tokenizer = train_tokenizer(["\n".join(contract(number)) for number in range(40)])
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_dataset(folder: Path, training: Sequence[Row], validation: Sequence[Row]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in (("train_sft.jsonl", training), ("val_sft.jsonl", validation)):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in part))
+    write_manifest(folder, {"kind": "dataset"})
+
+
+def write_workspace(root: Path, *, training: int = 8, validation: int = 4) -> Workspace:
+    """A workspace with a base model and a dataset of so many documents."""
+    root.mkdir(exist_ok=True)
+    write_base(root / "base/tiny")
+    documents = range(100, 100 + training + validation)
+    write_dataset(
+        root / "datasets/contracts", rows(documents[:training], "train"), rows(documents[training:], "validation")
+    )
+    return Workspace(root)
+
+
+def job_input(**changes: dict[str, Any]) -> JobInput:
+    """The work of a run of lora and eval; `lora`, `evaluation` and `dataPrep` take changed settings."""
+    settings = {
+        "lora": {
+            "epochs": 2,
+            "rank": 4,
+            "alpha": 8,
+            "dropout": "0.1",
+            "learningRate": "0.01",
+            "batchSize": 4,
+            "gradientAccumulationSteps": 1,
+            "maxLength": 200,
+        },
+        "evaluation": {"maxItems": 16, "maxNewTokens": 12},
+        "dataPrep": {"topK": 2},
+    }
+    merged = {name: {**value, **changes.pop(name, {})} for name, value in settings.items()}
+    return JobInput.model_validate(
+        {
+            "kind": "TrainingRun",
+            "namespace": "tests",
+            "name": "contracts",
+            "replayKey": "0" * 64,
+            "stages": ["lora", "eval"],
+            "baseModel": {"path": "base/tiny"},
+            "dataset": {"path": "datasets/contracts"},
+            "ingest": {},
+            "rlhf": {},
+            "outputModel": "contracts-lora",
+            **merged,
+            **changes,
+        }
+    )
+
+
+def work_of(workspace: Workspace, job: JobInput, *, stage: str = "lora", uid: str = "run-1", attempt: int = 1) -> Work:
+    return Work(job_input=job, workspace=workspace, run_uid=uid, attempt=attempt, stage=stage)
