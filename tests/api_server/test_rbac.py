@@ -27,7 +27,7 @@ FOR_RUNS = {
     ("", "pods", ""): READ | {"create"},
     ("", "configmaps", ""): {"get", "create", "patch"},
     ("", "services", ""): {"get", "create"},
-    ("", "events", ""): {"create", "patch"},
+    ("", "events", ""): {"create"},
     ("", "persistentvolumeclaims", ""): {"get"},
     ("", "serviceaccounts", ""): {"get"},
     ("", "resourcequotas", ""): {"list"},
@@ -39,7 +39,7 @@ FOR_CLUSTER = {
 }
 IN_OWN_NAMESPACE = {
     ("coordination.k8s.io", "leases", ""): {"create"},
-    ("coordination.k8s.io", "leases", "mark-operator"): {"get", "update", "patch"},
+    ("coordination.k8s.io", "leases", "mark-operator"): {"get", "update"},
     ("", "secrets", "mark-operator-authority"): {"get", "patch"},
 }
 
