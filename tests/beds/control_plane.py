@@ -46,6 +46,8 @@ class ApiServer:
     def kubeconfig(self, user: str = "admin", url: str | None = None) -> Path:
         """A kubeconfig for a user; with `url`, one that goes through a proxy on loopback instead."""
         path = self.folder / f"kubeconfig-{user}-{'direct' if url is None else secrets.token_hex(4)}"
+        if path.exists():
+            return path
         cluster = {"server": url} if url else {"server": self.url, "certificate-authority": str(self.certificate)}
         config = {
             "apiVersion": "v1",
@@ -55,9 +57,10 @@ class ApiServer:
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": user}}],
             "current-context": "test",
         }
-        path.write_text(json.dumps(config))
-        path.chmod(0o600)
-        return path
+        whole = path.with_suffix(f".{secrets.token_hex(4)}")  # two threads may ask at once
+        whole.write_text(json.dumps(config))
+        whole.chmod(0o600)
+        return whole.rename(path)
 
     def kubectl(self, *words: str, user: str = "admin", stdin: Any = None) -> subprocess.CompletedProcess[str]:
         """Run kubectl; `stdin` may be a manifest as text or as a dict. The caller looks at returncode, stdout and stderr."""

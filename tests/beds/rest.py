@@ -1,0 +1,64 @@
+"""A plain client of the Kubernetes API for tests: five verbs over JSON, no models, no retries."""
+
+import json
+import ssl
+from typing import Any
+
+import aiohttp
+
+MERGE = "application/merge-patch+json"
+
+
+class Refused(Exception):
+    """The API server answered with an error."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+
+
+class Rest:
+    """Talks to one API server as one user."""
+
+    def __init__(self, url: str, token: str, certificate: str) -> None:
+        self._url = url
+        self._headers = {"Authorization": f"Bearer {token}"}
+        self._certificate = certificate
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> "Rest":
+        connector = aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=self._certificate))
+        self._session = aiohttp.ClientSession(self._url, headers=self._headers, connector=connector)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._session is not None
+        await self._session.close()
+
+    async def get(self, path: str) -> dict[str, Any]:
+        return await self._call("GET", path)
+
+    async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Create; an object that is there already is left as it is."""
+        return await self._call("POST", path, body, allowed=(409,))
+
+    async def patch(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Merge-patch; an object that is gone is fine."""
+        return await self._call("PATCH", path, body, allowed=(404,), content_type=MERGE)
+
+    async def delete(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Delete; an object that is gone is fine."""
+        return await self._call("DELETE", path, body, allowed=(404,))
+
+    async def _call(
+        self, verb: str, path: str, body: Any = None, *, allowed: tuple[int, ...] = (), content_type: str = "application/json"
+    ) -> dict[str, Any]:
+        assert self._session is not None
+        headers = {"Content-Type": content_type}
+        data = None if body is None else json.dumps(body)
+        async with self._session.request(verb, path, data=data, headers=headers) as answer:
+            content: dict[str, Any] = await answer.json()
+            if answer.status >= 300 and answer.status not in allowed:
+                raise Refused(answer.status, content.get("message", ""))
+            return content
+
