@@ -8,13 +8,16 @@ import secrets
 import signal
 import socket
 import sys
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
+from mark_operator.certificates import ServerContext, load_authority
 from mark_operator.cluster import Cluster
 from mark_operator.health import Health
 from mark_operator.lease import Lease
 from mark_operator.logs import configure
+from mark_operator.progress_server import ProgressServer
 from mark_operator.reconcile import Reconciler
 from mark_operator.settings import Settings, load_settings
 from mark_operator.watch import watch
@@ -24,7 +27,9 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """The command `mark-operator`."""
-    parser = argparse.ArgumentParser(prog="mark-operator", description="Watch runs, plan them, start what was confirmed.")
+    parser = argparse.ArgumentParser(
+        prog="mark-operator", description="Watch runs, plan them, start what was confirmed."
+    )
     parser.add_argument("--settings", type=Path, help="settings file, YAML or JSON")
     options = parser.parse_args()
     settings = load_settings(os.environ, options.settings)
@@ -34,29 +39,49 @@ def main() -> None:
 
 async def serve(settings: Settings) -> int:
     """Run until told to stop; 0 after a signal, 1 when something broke and a fresh process should try again."""
-    cluster = await Cluster.connect()
-    health = Health()
-    probes = await health.serve(settings.health_port)
-    ticking = asyncio.create_task(health.tick())
-    identity = f"{os.environ.get('POD_NAME', socket.gethostname())}_{secrets.token_hex(4)}"
-    lease = Lease(cluster, settings, identity)
-    health.watch_lease(lambda: lease.held)
-    health.ready()
-    reconciler = Reconciler(cluster, settings, lambda: datetime.now(UTC), lambda: None)
-    leading = asyncio.create_task(lease.lead(lambda: watch(cluster, settings, reconciler, health)))
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leading.cancel)
+    working = asyncio.create_task(_work(settings))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, working.cancel)
     try:
-        await leading
+        await working
     except asyncio.CancelledError:
         log.info("told to stop")
     except Exception:
         log.exception("the operator ends, to be started afresh")
         return 1
-    finally:
-        ticking.cancel()
-        await probes.cleanup()
-        await cluster.close()
     return 0
+
+
+async def _work(settings: Settings) -> None:
+    """Serve probes and progress, and watch while this replica leads. Whatever ends, ends all."""
+    async with AsyncExitStack() as closing:
+        cluster = await Cluster.connect()
+        closing.push_async_callback(cluster.close)
+        health = Health()
+        probes = await health.serve(settings.health_port)
+        closing.push_async_callback(probes.cleanup)
+        closing.callback(asyncio.create_task(health.tick()).cancel)
+        authority = await _serve_progress(cluster, settings, closing)
+        lease = Lease(cluster, settings, f"{os.environ.get('POD_NAME', socket.gethostname())}_{secrets.token_hex(4)}")
+        health.watch_lease(lambda: lease.held)
+        health.ready()
+        reconciler = Reconciler(cluster, settings, _now, authority)
+        await lease.lead(lambda: watch(cluster, settings, reconciler, health))
+
+
+async def _serve_progress(cluster: Cluster, settings: Settings, closing: AsyncExitStack) -> str | None:
+    """Start the progress server; the certificate authority that Pods trust, or None when progress is off."""
+    if settings.progress_url is None:
+        return None
+    authority = await load_authority(cluster, settings)
+    tls = ServerContext(authority, settings.progress_url)
+    closing.callback(asyncio.create_task(tls.rotate()).cancel)
+    server = await ProgressServer(cluster, _now, settings.timings.progress_seconds).serve(settings.progress_port, tls)
+    closing.push_async_callback(server.cleanup)
+    return authority.pem
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The only module that talks to Kubernetes: a few verbs over plain dicts. It holds no rule about runs."""
 
-import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -121,7 +120,9 @@ class Cluster:
                 return None
             raise
 
-    async def list_all(self, kind: str, namespace: str | None = None, labels: dict[str, str] | None = None) -> AsyncIterator[Body]:
+    async def list_all(
+        self, kind: str, namespace: str | None = None, labels: dict[str, str] | None = None
+    ) -> AsyncIterator[Body]:
         """Every object of a kind, page by page; in all namespaces unless one is given."""
         resource = RESOURCES[kind]
         query = {"limit": str(PAGE_SIZE)}
@@ -154,7 +155,8 @@ class Cluster:
         return status
 
     async def apply_status(self, body: Body, manager: str = FIELD_MANAGER) -> Body:
-        """The object with this status, ours alone. With a resourceVersion in the body, only if it is still the newest."""
+        """The object with this status, ours alone.
+        With a resourceVersion in the body, only if it is still the newest."""
         metadata = body["metadata"]
         path = RESOURCES[body["kind"]].path(metadata["namespace"], metadata["name"], "status")
         return await self._call("PATCH", path, {"fieldManager": manager, "force": "true"}, body, APPLY)
@@ -196,10 +198,12 @@ class Cluster:
         url = path + (f"?{urlencode(query)}" if query else "")
         headers = {"Accept": JSON, "Content-Type": content}
         try:
-            request = await self._client.param_serialize(method, url, header_params=headers, body=body, auth_settings=["BearerToken"])
+            request = await self._client.param_serialize(
+                method, url, header_params=headers, body=body, auth_settings=["BearerToken"]
+            )
             response = await self._client.call_api(*request, _request_timeout=REQUEST_SECONDS)
             data = await response.read()
-        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise ApiError(0, "NoAnswer", f"{type(error).__name__}: {error}") from error
         return _read(response.status, data)
 

@@ -1,4 +1,5 @@
-"""The six conditions of a run, and the one word derived with them. A condition keeps its time while its status stays."""
+"""The six conditions of a run, and the one word derived with them.
+A condition keeps its time while its status stays."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ class Meaning:
     stalled: Truth
 
 
-# Ready is true when all that was asked for is reached or under way: a tool that waits for health must not wait for hours of
+# Ready is true when all that was asked for is reached or under way: a tool that waits for health must not wait for
+# hours of
 # training, nor for a person. Only a run that cannot go on by itself is stalled.
 MEANINGS: dict[State, Meaning] = {
     "Planning": Meaning("False", "Unknown", "False", "False"),
@@ -41,7 +43,8 @@ ACTIVE: frozenset[State] = frozenset({"Queued", "Starting", "Running"})
 
 
 def conditions_of(state: State, why: Note, *, stalled: bool = False) -> tuple[tuple[str, Truth, Note], ...]:
-    """What a state says, but for Planned and Confirmed. `stalled` marks a spec that must be edited before anything can go on."""
+    """What a state says, but for Planned and Confirmed.
+    `stalled` marks a spec that must be edited before anything can go on."""
     meaning = MEANINGS[state]
     ready = Note("Running", why.message) if state in ACTIVE else why
     return (

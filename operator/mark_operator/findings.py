@@ -77,7 +77,9 @@ async def _dry_run(cluster: Cluster, body: Body) -> Answer:
         created = await cluster.create(body, dry_run=True)
     except ApiError as error:
         if error.exists_already:
-            return Answer("Unknown", message="an object of that name exists already; it must be gone before the run starts")
+            return Answer(
+                "Unknown", message="an object of that name exists already; it must be gone before the run starts"
+            )
         if "does not support dry run" in error.message:
             return Answer("Unknown", message=error.message)
         return _unknown(error) if error.lacks_rights or error.is_transient else Answer("Refused", message=error.message)

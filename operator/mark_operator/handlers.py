@@ -1,4 +1,5 @@
-"""Every kopf decorator of the operator. Each handler only says which run to look at; kopf writes nothing on any object."""
+"""Every kopf decorator of the operator.
+Each handler only says which run to look at; kopf writes nothing on any object."""
 
 import dataclasses
 import itertools
@@ -33,7 +34,9 @@ def registry(look_at: Callable[[RunKey], None], heard: Callable[[], None]) -> ko
     for plural in names.PLURALS.values():
         kopf.on.event(names.GROUP, names.VERSION, plural, registry=handlers, id=plural)(on_run)
     for group, version, plural in CHILDREN:
-        kopf.on.event(group, version, plural, labels={names.RUN_LABEL: kopf.PRESENT}, registry=handlers, id=plural)(on_child)
+        kopf.on.event(group, version, plural, labels={names.RUN_LABEL: kopf.PRESENT}, registry=handlers, id=plural)(
+            on_child
+        )
     kopf.on.login(registry=handlers)(login)
     return handlers
 
@@ -61,7 +64,8 @@ def watch_settings() -> kopf.OperatorSettings:
 
 
 class _Backoffs:
-    """Pauses between requests that fail: growing, jittered, without end. kopf walks through them anew for each request."""
+    """Pauses between requests that fail:
+    growing, jittered, without end. kopf walks through them anew for each request."""
 
     def __iter__(self) -> Iterator[float]:
         growing = (1.0, 2.0, 4.0, 8.0, 15.0)

@@ -1,8 +1,10 @@
-"""/healthz, /readyz and /metrics, on leaders and standbys alike. Alive means that the event loop turns, not that a port is open."""
+"""/healthz, /readyz and /metrics, on leaders and standbys alike.
+Alive means that the event loop turns, not that a port is open."""
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -10,6 +12,8 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 TICK_SECONDS = 1.0
 LONGEST_LAG_SECONDS = 20.0
+
+Key = TypeVar("Key")
 
 
 class Health:
@@ -20,15 +24,33 @@ class Health:
         self._ready = False
         self._ticked = time.monotonic()
         self._events = Counter("mark_operator_events", "Events heard from the API server.", registry=self.registry)
-        self._passes = Histogram("mark_operator_pass_seconds", "Seconds of one pass over a run.", registry=self.registry)
+        self._passes = Histogram(
+            "mark_operator_pass_seconds", "Seconds of one pass over a run.", registry=self.registry
+        )
         self._failures = Counter("mark_operator_failed_passes", "Passes that raised.", registry=self.registry)
         self._waiting = Gauge("mark_operator_waiting_runs", "Runs in the queue.", registry=self.registry)
         self._leading = Gauge("mark_operator_leading", "1 while this replica leads.", registry=self.registry)
-        self._lag = Gauge("mark_operator_loop_lag_seconds", "Lag of the event loop at its last tick.", registry=self.registry)
-        self._runs = Gauge("mark_operator_runs", "Runs by kind and state, as of the last list.", ["kind", "state"], registry=self.registry)
+        self._lag = Gauge(
+            "mark_operator_loop_lag_seconds", "Lag of the event loop at its last tick.", registry=self.registry
+        )
+        self._runs = Gauge(
+            "mark_operator_runs",
+            "Runs by kind and state, as of the last list.",
+            ["kind", "state"],
+            registry=self.registry,
+        )
 
     def heard(self) -> None:
         self._events.inc()
+
+    def timed(self, work: Callable[[Key], Awaitable[float | None]]) -> Callable[[Key], Awaitable[float | None]]:
+        """The same work, measured."""
+
+        async def measured(key: Key) -> float | None:
+            with self._passes.time(), self._failures.count_exceptions():
+                return await work(key)
+
+        return measured
 
     def ready(self, ready: bool = True) -> None:
         self._ready = ready

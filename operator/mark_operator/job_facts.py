@@ -80,7 +80,8 @@ def read_job(job: Body, pods: tuple[Body, ...]) -> Fact:
 def is_finished(job: Body) -> bool:
     """Whether the Job has ended, for better or worse."""
     return any(
-        item["type"] in ("Complete", "Failed") and item["status"] == "True" for item in job.get("status", {}).get("conditions", ())
+        item["type"] in ("Complete", "Failed") and item["status"] == "True"
+        for item in job.get("status", {}).get("conditions", ())
     )
 
 

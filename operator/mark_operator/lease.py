@@ -1,4 +1,5 @@
-"""Leader election by a Lease: one replica acts, the others stand by. What leads is cancelled as soon as the Lease is lost."""
+"""Leader election by a Lease: one replica acts, the others stand by. What leads is cancelled as soon as the Lease is
+lost."""
 
 import asyncio
 import logging
@@ -76,7 +77,8 @@ class Lease:
         return True
 
     def _is_free(self, spec: Body) -> bool:
-        """Whether the holder is gone: it gave the Lease back, or it has not renewed it for its whole duration by our own clock."""
+        """Whether the holder is gone: it gave the Lease back, or it has not renewed it for its whole duration by our
+        own clock."""
         if not spec.get("holderIdentity"):
             return True
         now = asyncio.get_running_loop().time()

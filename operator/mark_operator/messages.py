@@ -8,17 +8,26 @@ SENTENCES = {
     # Before the start
     "PlanReady": "The plan {hash} stands in status.plan and nothing runs. Read it; to run it: {command}",
     "InvalidSpec": "The spec cannot be used: {problem}. Correct it and apply it again",
-    "PlanningFailed": "The operator failed to plan this run: {problem}. The log of the operator has the details; other runs go on",
-    "PrerequisiteFailed": "{problem}. The operator looks again by itself; the run starts, if it is confirmed, when the check passes",
-    "ConfirmedUnseen": "spec.confirm is true, but this plan did not stand in status.plan before that, so nobody can have read it. "
+    "PlanningFailed": "The operator failed to plan this run: {problem}. The log of the operator has the details; "
+    "other runs go on",
+    "PrerequisiteFailed": "{problem}. The operator looks again by itself; the run starts, if it is confirmed, "
+    "when the check passes",
+    "ConfirmedUnseen": "spec.confirm is true, but this plan did not stand in status.plan before that, so nobody "
+    "can have read it. "
     "Read it; to run it: {command}",
-    "PlanHashRequired": "spec.confirm is true, but the administrator asks for the plan's hash too. Read the plan; to run it: {command}",
-    "PlanChanged": "spec.confirmPlan names plan {confirmed}, but what would run now is plan {hash}. Read the new plan; to run it: {command}",
-    "PlanExpired": "The plan is older than the {seconds} s that the administrator allows. Set spec.confirm: false, read the new plan and confirm it",
+    "PlanHashRequired": "spec.confirm is true, but the administrator asks for the plan's hash too. Read the plan;"
+    " to run it: {command}",
+    "PlanChanged": "spec.confirmPlan names plan {confirmed}, but what would run now is plan {hash}. Read the new "
+    "plan; to run it: {command}",
+    "PlanExpired": "The plan is older than the {seconds} s that the administrator allows. Set spec.confirm: "
+    "false, read the new plan and confirm it",
     "Frozen": "The run is confirmed, but the administrator has frozen all starts; it starts when the freeze ends",
-    "ModelNotFound": "spec.model.name: there is no Model {model} in this namespace. Create it by a TrainingRun with output.model, or correct the name",
-    "ModelWithoutVersion": "spec.model.name: the Model {model} has no version yet. Wait for a TrainingRun with output.model: {model} to succeed",
-    "ModelElsewhere": "spec.workspace.claimName: version {digest} of the Model {model} lies in claim {claim}. Use that claim",
+    "ModelNotFound": "spec.model.name: there is no Model {model} in this namespace. Create it by a TrainingRun "
+    "with output.model, or correct the name",
+    "ModelWithoutVersion": "spec.model.name: the Model {model} has no version yet. Wait for a TrainingRun with "
+    "output.model: {model} to succeed",
+    "ModelElsewhere": "spec.workspace.claimName: version {digest} of the Model {model} lies in claim {claim}. Use"
+    " that claim",
     "Confirmed": "Plan {hash} was confirmed",
     "NotConfirmed": "spec.confirm is false, so nothing runs. To run this plan: {command}",
     "Planned": "Plan {hash} was made from generation {generation} of the spec",
@@ -30,29 +39,39 @@ SENTENCES = {
     "StageDone": "Stage {stage} is done; the next one follows",
     "Queued": "Job {job} of stage {stage} waits for admission by queue {queue}",
     "Suspended": "spec.suspend is true, so no Pod runs; set it to false to go on with stage {stage}",
-    "WaitingForPods": "Pods of an earlier run or attempt of this name still exist: {pods}. Stage {stage} starts when they are gone",
-    "NameTaken": "{taken} exists already and does not belong to this run. It goes by itself when its owner was deleted; else delete or rename it",
+    "WaitingForPods": "Pods of an earlier run or attempt of this name still exist: {pods}. Stage {stage} starts "
+    "when they are gone",
+    "NameTaken": "{taken} exists already and does not belong to this run. It goes by itself when its owner was "
+    "deleted; else delete or rename it",
     "RetryLater": "Stage {stage}, attempt {attempt} failed: {problem} The next attempt starts at {at}",
     "Cancelling": "spec.confirm was taken back: the Pods save a checkpoint and stop",
     # The end
     "Succeeded": "All {count} stages are done",
-    "Adopted": "Run {uid} did this work already and finished at {finished}; its result was adopted and nothing was trained. "
+    "Adopted": "Run {uid} did this work already and finished at {finished}; its result was adopted and nothing "
+    "was trained. "
     "To train again, change spec.trainingRevision",
     "Cancelled": "spec.confirm was taken back, so the run was cancelled. Create a new run to train again",
-    "PlanTampered": "ConfigMap {name} no longer holds the plan that was confirmed, so nothing more of it is run. Create a new run",
-    "PlanLost": "ConfigMap {name} with the confirmed plan is gone, and the same plan cannot be made again. Create a new run",
-    "TooManyAttempts": "Stage {stage} ended {attempts} times without result; the last time: {problem} Find out who stops its Pods, then create a new run",
+    "PlanTampered": "ConfigMap {name} no longer holds the plan that was confirmed, so nothing more of it is run. "
+    "Create a new run",
+    "PlanLost": "ConfigMap {name} with the confirmed plan is gone, and the same plan cannot be made again. Create"
+    " a new run",
+    "TooManyAttempts": "Stage {stage} ended {attempts} times without result; the last time: {problem} Find out "
+    "who stops its Pods, then create a new run",
     # Ends of an attempt
     "DeadlineExceeded": "Job {job} ran longer than spec.activeDeadlineSeconds. Raise it in a new run",
-    "OutOfMemory": "Container {container} needed more memory than its limit. Raise {field}, or lower lora.batchSize or lora.maxLength, in a new run",
+    "OutOfMemory": "Container {container} needed more memory than its limit. Raise {field}, or lower "
+    "lora.batchSize or lora.maxLength, in a new run",
     "Disrupted": "Pod {pod} was taken away by the cluster ({detail}). This does not count against spec.maxAttempts",
     "Stopped": "The trainer stopped after a checkpoint. This does not count against spec.maxAttempts",
-    "JobVanished": "Job {job} was deleted by somebody else while it worked. Leave the Jobs of a run alone; use spec.suspend or spec.confirm: false",
+    "JobVanished": "Job {job} was deleted by somebody else while it worked. Leave the Jobs of a run alone; use "
+    "spec.suspend or spec.confirm: false",
     "PodVanished": "Job {job} failed and its Pod is gone, so its last words are lost ({detail})",
     "NoResult": "Job {job} ended well but left no usable result ({detail}). Use a trainer image of this version",
     "ContainerFailed": "Container {container} of Pod {pod} ended with exit code {code} and left no result. See its log",
-    "UserMistake": "Container {container} of Pod {pod} ended with exit code {code}, a mistake in the spec, and left no result. See its log",
-    "BadData": "Container {container} of Pod {pod} ended with exit code {code}, bad data, and left no result. See its log",
+    "UserMistake": "Container {container} of Pod {pod} ended with exit code {code}, a mistake in the spec, and "
+    "left no result. See its log",
+    "BadData": "Container {container} of Pod {pod} ended with exit code {code}, bad data, and left no result. See"
+    " its log",
 }
 
 

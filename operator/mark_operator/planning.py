@@ -39,4 +39,3 @@ def _resolve(key: RunKey, spec: Body, settings: Settings, models: tuple[Body, ..
     if key.kind == "TrainingRun":
         return training.resolve(key, spec, settings)
     return evaluation.resolve(key, spec, settings, models)
-

@@ -1,4 +1,5 @@
-"""A queue of keys: each key is worked on by one worker at a time, never lost, tried again with growing pauses. It knows nothing of runs."""
+"""A queue of keys: each key is worked on by one worker at a time, never lost, tried again with growing pauses. It
+knows nothing of runs."""
 
 import asyncio
 import logging

@@ -1,4 +1,5 @@
-"""One pass over one run: see, decide, act. The same function serves every event, every restart and every look by the clock."""
+"""One pass over one run: see, decide, act. The same function serves every event, every restart and every look by the
+clock."""
 
 import asyncio
 import logging
@@ -28,7 +29,7 @@ class Reconciler:
     """Brings one run at a time a step further."""
 
     def __init__(
-        self, cluster: Cluster, settings: Settings, now: Callable[[], datetime], authority: Callable[[], str | None]
+        self, cluster: Cluster, settings: Settings, now: Callable[[], datetime], authority: str | None
     ) -> None:
         self._cluster = cluster
         self._settings = settings
@@ -65,7 +66,7 @@ class Reconciler:
 
     async def _see(self, key: RunKey, run: Body) -> Seen:
         if "startedAt" not in run.get("status", {}):
-            return Seen(key, run, models=await self._models(key, run), authority=self._authority())
+            return Seen(key, run, models=await self._models(key, run), authority=self._authority)
         labels = {names.KIND_LABEL: key.kind, names.RUN_LABEL: key.name}
         plan_name = names.plan_name(key.kind, key.name)
         jobs, pods, plan, models = await asyncio.gather(
@@ -74,7 +75,7 @@ class Reconciler:
             self._cluster.get("ConfigMap", key.namespace, plan_name),
             self._models(key, run),
         )
-        return Seen(key, run, plan, jobs, pods, models, self._authority())
+        return Seen(key, run, plan, jobs, pods, models, self._authority)
 
     async def _children(self, kind: str, key: RunKey, labels: dict[str, str]) -> tuple[Body, ...]:
         return tuple([item async for item in self._cluster.list_all(kind, key.namespace, labels)])
@@ -107,7 +108,9 @@ class Reconciler:
     async def _findings(self, view: View, rendering: Rendering) -> Findings | None:
         """Fresh answers to the plan's questions; None while those in the status are new enough."""
         key, old = view.seen.key, view.status.plan
-        known = old is not None and old.hash == rendering.hash and view.status.observed_generation == view.seen.generation
+        known = (
+            old is not None and old.hash == rendering.hash and view.status.observed_generation == view.seen.generation
+        )
         timings = view.settings.timings
         period = timings.relist_seconds if view.status.state == "PlanReady" else timings.check_seconds
         # A restarted operator takes over what the former one found, instead of asking about all runs at once.
@@ -137,7 +140,8 @@ class Reconciler:
             await self._write_status(view, status)
 
     async def _create(self, body: Body, seen: Seen) -> Note | None:
-        """Create a child once. Its name being taken is fine if it belongs to this very run; else the name of the taker comes back."""
+        """Create a child once. Its name being taken is fine if it belongs to this very run; else the name of the taker
+        comes back."""
         kind, name = body["kind"], body["metadata"]["name"]
         try:
             await self._cluster.create(body)
@@ -184,7 +188,9 @@ class Reconciler:
         if existing is None:
             existing = await self._cluster.create({**head, "metadata": metadata, "spec": write.spec})
         version = {"resourceVersion": existing["metadata"]["resourceVersion"]}
-        await self._cluster.apply_status({**head, "metadata": {**metadata, **version}, "status": write.status.to_dict()})
+        await self._cluster.apply_status(
+            {**head, "metadata": {**metadata, **version}, "status": write.status.to_dict()}
+        )
         log.info("wrote Model %s", write.name)
 
 
@@ -194,7 +200,10 @@ def _event_object(view: View, event: Event) -> Body:
     return {
         "apiVersion": "v1",
         "kind": "Event",
-        "metadata": {"name": f"{key.name}.{metadata['resourceVersion']}-{event.reason.lower()}", "namespace": key.namespace},
+        "metadata": {
+            "name": f"{key.name}.{metadata['resourceVersion']}-{event.reason.lower()}",
+            "namespace": key.namespace,
+        },
         "involvedObject": {
             "apiVersion": names.API_VERSION,
             "kind": key.kind,

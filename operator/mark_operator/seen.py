@@ -21,7 +21,8 @@ class RunKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """What the API server said to one question: an object, no object, a refusal with its reason, or nothing we may know."""
+    """What the API server said to one question:
+    an object, no object, a refusal with its reason, or nothing we may know."""
 
     outcome: Literal["Found", "Missing", "Refused", "Unknown"]
     items: tuple[Body, ...] = ()

@@ -1,4 +1,5 @@
-"""What the cluster's administrator may set: one typed source for the environment, the settings file and the chart's schema."""
+"""What the cluster's administrator may set:
+one typed source for the environment, the settings file and the chart's schema."""
 
 import json
 from collections.abc import Mapping
@@ -41,7 +42,8 @@ class Timings(Model):
 
 
 class Settings(Model):
-    """The administrator's settings. A field that reaches a Job changes the plan hash of every run that has not started."""
+    """The administrator's settings. A field that reaches a Job changes the plan hash of every run that has not
+    started."""
 
     operator_namespace: ObjectName = "mark-system"
     """Namespace of the operator itself: its Lease, and the Secret with its certificate authority."""
@@ -56,7 +58,8 @@ class Settings(Model):
     trainer_image_pull_secrets: Annotated[tuple[ObjectName, ...], Field(max_length=8)] = ()
     """Names of pull Secrets, looked up by the kubelet in the run's own namespace."""
     approval: Literal["Seen", "PlanHash", "Field"] = "Seen"
-    """What counts as a confirmation: `confirm` for a plan that stood in the status before, the plan's hash only, or `confirm` alone."""
+    """What counts as a confirmation: `confirm` for a plan that stood in the status before, the plan's hash only, or
+    `confirm` alone."""
     frozen: bool = False
     """true lets no further run start; running ones go on."""
     plan_expiry_seconds: Annotated[int, Field(ge=0, le=31536000)] = 0
@@ -74,7 +77,8 @@ class Settings(Model):
     lease_name: Name = "mark-operator"
     """Name of the Lease that elects the leader among replicas."""
     progress_url: Url | None = None
-    """Address of the progress server as Pods reach it, such as `https://mark-operator.mark-system.svc:8443`; absent turns progress off."""
+    """Address of the progress server as Pods reach it, such as `https://mark-operator.mark-system.svc:8443`;
+    absent turns progress off."""
     progress_port: Port = 8443
     """TCP port of the progress server; 0 takes a free one."""
     health_port: Port = 8080
@@ -88,7 +92,8 @@ class Settings(Model):
 
 
 def load_settings(environment: Mapping[str, str], path: Path | None = None) -> Settings:
-    """The settings of a file, overridden by variables such as MARK_TRAINER_IMAGE; POD_NAMESPACE names the operator's namespace."""
+    """The settings of a file, overridden by variables such as MARK_TRAINER_IMAGE;
+    POD_NAMESPACE names the operator's namespace."""
     values = read_settings_file(path) if path else {}
     if NAMESPACE_VARIABLE in environment:
         values["operatorNamespace"] = environment[NAMESPACE_VARIABLE]

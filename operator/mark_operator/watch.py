@@ -1,4 +1,5 @@
-"""Watching: a complete list of all runs first, then kopf's streams, and the list again from time to time for what they missed."""
+"""Watching: a complete list of all runs first, then kopf's streams, and the list again from time to time for what they
+missed."""
 
 import asyncio
 import logging
@@ -21,7 +22,7 @@ LIST_PAUSE_SECONDS = 5.0
 
 async def watch(cluster: Cluster, settings: Settings, reconciler: Reconciler, health: Health) -> None:
     """Look at runs until the process is told to stop. Ends when kopf ends: it is made to crash rather than to limp."""
-    queue: Queue[RunKey] = Queue(reconciler.look_at)
+    queue: Queue[RunKey] = Queue(health.timed(reconciler.look_at))
     health.watch_queue(lambda: len(queue))
     await _list_until_it_works(cluster, settings, queue, health)
     background = [asyncio.create_task(queue.run()), asyncio.create_task(_relist(cluster, settings, queue, health))]

@@ -15,7 +15,8 @@ from mark_operator.settings import Settings
 
 
 def resolve(key: RunKey, spec: Body, settings: Settings, models: tuple[Body, ...]) -> Work:
-    """The work of an EvalRun; raises pydantic's ValidationError for a spec that cannot be used, CannotPlanError for a model that is not there."""
+    """The work of an EvalRun; raises pydantic's ValidationError for a spec that cannot be used, CannotPlanError for a
+    model that is not there."""
     parsed = EvalRunSpec.model_validate(spec)
     evaluated, warnings = _evaluated(parsed, models)
     job_input = JobInput(

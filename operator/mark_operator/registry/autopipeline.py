@@ -31,7 +31,11 @@ def choose(models: tuple[Body, ...], base: BaseModelReference) -> Choice:
             candidates.append((version.created, str(model["metadata"]["name"]), version))
     if candidates:
         _, model_name, newest = max(candidates, key=lambda found: found[:2])
-        return Choice(model_name, newest, f"Model {model_name} is preferred over its base, and version {newest.digest[:12]} is current")
+        return Choice(
+            model_name,
+            newest,
+            f"Model {model_name} is preferred over its base, and version {newest.digest[:12]} is current",
+        )
     return Choice(None, None, f"the base model {name}: {'; '.join(refused) or 'the namespace has no Model'}")
 
 

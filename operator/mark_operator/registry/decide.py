@@ -48,12 +48,14 @@ def enter_verdict(view: View, job_input: JobInput, result: RunResult) -> ModelWr
 
 
 def passed(criteria: list[dict[str, str]], measures: tuple[Measure, ...]) -> bool | None:
-    """Whether all pass criteria of an EvalRun were met; None when it has none. A number that is missing was not reached."""
+    """Whether all pass criteria of an EvalRun were met;
+    None when it has none. A number that is missing was not reached."""
     if not criteria:
         return None
     reached = {measure.name: Decimal(measure.value) for measure in measures}
     return all(
-        reached.get(f"tuned.{criterion['condition']}.{criterion['metric']}", Decimal(-1)) >= Decimal(criterion["minimum"])
+        reached.get(f"tuned.{criterion['condition']}.{criterion['metric']}", Decimal(-1))
+        >= Decimal(criterion["minimum"])
         for criterion in criteria
     )
 

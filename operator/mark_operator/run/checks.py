@@ -1,4 +1,5 @@
-"""The prerequisites of a plan: each passed, failed or not checked, with the cure. It judges findings and asks nobody."""
+"""The prerequisites of a plan: each passed, failed or not checked, with the cure. It judges findings and asks
+nobody."""
 
 import fnmatch
 from decimal import Decimal
@@ -57,22 +58,31 @@ def _image(rendering: Rendering) -> Check:
     allowed = (settings.trainer_image, *settings.trainer_images)
     if any(fnmatch.fnmatchcase(image, pattern) for pattern in allowed):
         return _passed("image", f"{image} is allowed")
-    return _failed("image", f"spec.image: {image} is not one of the images that the administrator allows: {', '.join(allowed)}")
+    return _failed(
+        "image", f"spec.image: {image} is not one of the images that the administrator allows: {', '.join(allowed)}"
+    )
 
 
 def _claim(rendering: Rendering, findings: Findings) -> Check:
     name, answer = rendering.means.spec.workspace.claim_name, findings.claim
     if answer.outcome == "Missing":
-        return _failed("claim", f"spec.workspace.claimName: there is no PersistentVolumeClaim {name} in this namespace; create it")
+        return _failed(
+            "claim", f"spec.workspace.claimName: there is no PersistentVolumeClaim {name} in this namespace; create it"
+        )
     if answer.outcome != "Found":
         return _not_checked("claim", answer.message)
     claim = answer.item
     nodes = max(rendering.means.nodes(stage) for stage in rendering.stages)
     modes = claim["spec"].get("accessModes", [])
     if "deletionTimestamp" in claim["metadata"]:
-        return _failed("claim", f"PersistentVolumeClaim {name} is being deleted; wait until it is gone and create it again")
+        return _failed(
+            "claim", f"PersistentVolumeClaim {name} is being deleted; wait until it is gone and create it again"
+        )
     if nodes > 1 and "ReadWriteMany" not in modes:
-        return _failed("claim", f"spec.resources.nodes is {nodes}, which needs a claim with ReadWriteMany; {name} has {', '.join(modes)}")
+        return _failed(
+            "claim",
+            f"spec.resources.nodes is {nodes}, which needs a claim with ReadWriteMany; {name} has {', '.join(modes)}",
+        )
     if not set(modes) & {"ReadWriteOnce", "ReadWriteOncePod", "ReadWriteMany"}:
         return _failed("claim", f"PersistentVolumeClaim {name} cannot be written to: it has {', '.join(modes)}")
     return _binding(name, claim, findings.storage_class)
@@ -83,10 +93,14 @@ def _binding(name: str, claim: Body, storage_class: Answer) -> Check:
     if phase == "Bound":
         return _passed("claim", f"PersistentVolumeClaim {name} is bound")
     if phase == "Lost":
-        return _failed("claim", f"PersistentVolumeClaim {name} has lost its volume; restore the volume or use another claim")
+        return _failed(
+            "claim", f"PersistentVolumeClaim {name} has lost its volume; restore the volume or use another claim"
+        )
     if storage_class.outcome == "Found" and storage_class.item.get("volumeBindingMode") == "WaitForFirstConsumer":
         return _passed("claim", f"PersistentVolumeClaim {name} will be bound with the first Pod")
-    return _not_checked("claim", f"PersistentVolumeClaim {name} is not bound yet; its storage class may do so with the first Pod")
+    return _not_checked(
+        "claim", f"PersistentVolumeClaim {name} is not bound yet; its storage class may do so with the first Pod"
+    )
 
 
 def _service_account(rendering: Rendering, findings: Findings) -> Check:
@@ -109,7 +123,11 @@ def _gpu(rendering: Rendering, findings: Findings) -> Check:
     offers = [int(quantity.parse(node["status"].get("allocatable", {}).get(resource, "0"))) for node in answer.items]
     if max(offers, default=0) >= needed:
         return _passed("gpu", f"{sum(offer >= needed for offer in offers)} nodes offer {needed} {resource} or more")
-    problem = f"no node offers {needed} {resource}; the most is {max(offers, default=0)}. Lower spec.resources.gpusPerNode or correct gpuResource"
+    most = max(offers, default=0)
+    problem = (
+        f"no node offers {needed} {resource}; the most is {most}. "
+        "Lower spec.resources.gpusPerNode or correct gpuResource"
+    )
     return _failed("gpu", problem) if means.settings.require_gpu_nodes else _not_checked("gpu", problem)
 
 
@@ -124,8 +142,12 @@ def _quota(rendering: Rendering, findings: Findings) -> Check:
             if problem:
                 return _failed("quota", problem)
     if scoped:
-        return _not_checked("quota", f"ResourceQuota {scoped[0]['metadata']['name']} has scopes, which are not computed")
-    return _passed("quota", "every ResourceQuota has room for the largest stage" if plain else "the namespace has no ResourceQuota")
+        return _not_checked(
+            "quota", f"ResourceQuota {scoped[0]['metadata']['name']} has scopes, which are not computed"
+        )
+    return _passed(
+        "quota", "every ResourceQuota has room for the largest stage" if plain else "the namespace has no ResourceQuota"
+    )
 
 
 def _is_scoped(body: Body) -> bool:
@@ -143,7 +165,8 @@ def _shortage(job: Body, body: Body) -> str:
         if needed > left:
             return (
                 f"stage {stage} needs {quantity.text_of(needed)} {name} in all its Pods, but ResourceQuota "
-                f"{body['metadata']['name']} has {quantity.text_of(max(left, Decimal(0)))} left; ask for less, or for a larger quota"
+                f"{body['metadata']['name']} has {quantity.text_of(max(left, Decimal(0)))} left; ask for less, or "
+                f"for a larger quota"
             )
     return ""
 

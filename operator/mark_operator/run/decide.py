@@ -100,7 +100,8 @@ def _succeed(view: View, count: int) -> Decision:
 
 
 def _tidy(view: View) -> Decision:
-    """After the end: keep up with the generation, and delete the Jobs when their time is over. The end itself never changes."""
+    """After the end: keep up with the generation, and delete the Jobs when their time is over. The end itself never
+    changes."""
     status = view.status if view.status.observed_generation == view.seen.generation else _follow(view)
     seconds = view.spec.get("ttlSecondsAfterFinished")
     finished = view.status.finished_at

@@ -1,4 +1,5 @@
-"""Rendered objects of a run as plain dicts, in the order of a manifest, so that code, golden file and `kubectl get -o yaml` look alike."""
+"""Rendered objects of a run as plain dicts, in the order of a manifest, so that code, golden file and `kubectl get -o
+yaml` look alike."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -85,7 +86,8 @@ def job_template(means: Means, stage: str) -> Body:
 
 
 def service(key: RunKey) -> Body:
-    """The headless Service of a run with several nodes. Names resolve before the Pods are ready, so ranks find each other at once."""
+    """The headless Service of a run with several nodes.
+    Names resolve before the Pods are ready, so ranks find each other at once."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -103,7 +105,8 @@ def service(key: RunKey) -> Body:
 
 
 def bind(template: Body, *, kind: str, uid: str, attempt: int) -> Body:
-    """The Job of one attempt: the planned template with the run's uid, the attempt and the owner filled in, nothing else changed."""
+    """The Job of one attempt: the planned template with the run's uid, the attempt and the owner filled in, nothing
+    else changed."""
     metadata, spec = template["metadata"], template["spec"]
     labels = metadata["labels"]
     run, stage = labels[names.RUN_LABEL], labels[names.STAGE_LABEL]
@@ -131,7 +134,8 @@ def bind(template: Body, *, kind: str, uid: str, attempt: int) -> Body:
 
 
 def owned(body: Body, *, kind: str, run: str, uid: str) -> Body:
-    """The object with the run as its owner. It does not block the owner's deletion: that would need rights on finalizers."""
+    """The object with the run as its owner.
+    It does not block the owner's deletion: that would need rights on finalizers."""
     owner = {"apiVersion": names.API_VERSION, "kind": kind, "name": run, "uid": uid, "controller": True}
     return {**body, "metadata": {**body["metadata"], "ownerReferences": [owner]}}
 
@@ -274,10 +278,16 @@ def _volumes(means: Means) -> list[Body]:
     plan = names.plan_name(means.key.kind, means.key.name)
     token = {"audience": progress_audience(means.key), "expirationSeconds": TOKEN_SECONDS, "path": "token"}
     authority = {"name": plan, "items": [{"key": names.CA_KEY, "path": names.CA_KEY}], "optional": True}
-    progress = {"name": "progress", "projected": {"sources": [{"serviceAccountToken": token}, {"configMap": authority}]}}
+    progress = {
+        "name": "progress",
+        "projected": {"sources": [{"serviceAccountToken": token}, {"configMap": authority}]},
+    }
     return [
         {"name": "workspace", "persistentVolumeClaim": {"claimName": means.spec.workspace.claim_name}},
-        {"name": "input", "configMap": {"name": plan, "items": [{"key": names.JOB_INPUT_KEY, "path": names.JOB_INPUT_KEY}]}},
+        {
+            "name": "input",
+            "configMap": {"name": plan, "items": [{"key": names.JOB_INPUT_KEY, "path": names.JOB_INPUT_KEY}]},
+        },
         *([progress] if _posts(means) else []),
         {"name": "tmp", "emptyDir": {}},
         {"name": "home", "emptyDir": {}},

@@ -77,7 +77,8 @@ def stages_of(jobs: tuple[Body, ...]) -> tuple[str, ...]:
 
 
 def replay_key(key: RunKey, spec: RunSpec) -> str:
-    """Equal for equal work of the same run name: what differs from the defaults, and the training revision; never a switch or a setting."""
+    """Equal for equal work of the same run name:
+    what differs from the defaults, and the training revision; never a switch or a setting."""
     changed = spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
     work = {field: value for field, value in changed.items() if field not in SWITCHES}
     return digest_of(

@@ -10,7 +10,18 @@ from mark_crds.run import Failure, RunResult, RunStatus, StageStatus, State
 
 from mark_operator import clock
 from mark_operator.decision import Decision, Deletion, Suspension
-from mark_operator.job_facts import Done, Ended, Fact, Held, Running, Stopping, Waiting, is_finished, pod_is_live, read_job
+from mark_operator.job_facts import (
+    Done,
+    Ended,
+    Fact,
+    Held,
+    Running,
+    Stopping,
+    Waiting,
+    is_finished,
+    pod_is_live,
+    read_job,
+)
 from mark_operator.messages import Note, note
 from mark_operator.run.finish import finish
 from mark_operator.run.objects import bind, owned, service
@@ -107,12 +118,11 @@ def _without_job(view: View, attempt: Attempt) -> Decision:
 
 
 def _hindrance(view: View, attempt: Attempt) -> Note | None:
-    """Why no Job may be created yet: somebody else's object of that name, or Pods that may still write to the workspace."""
+    """Why no Job may be created yet: somebody else's object of that name, or Pods that may still write to the
+    workspace."""
     if attempt.job in view.seen.foreign_jobs:
         return note("NameTaken", taken=f"Job {attempt.job}")
-    pods = [
-        pod["metadata"]["name"] for pod in view.seen.pods if not _of_run(pod, view.seen.uid) or pod_is_live(pod)
-    ]
+    pods = [pod["metadata"]["name"] for pod in view.seen.pods if not _of_run(pod, view.seen.uid) or pod_is_live(pod)]
     if not pods:
         return None
     more = f" and {len(pods) - PODS_NAMED} more" if len(pods) > PODS_NAMED else ""
@@ -132,10 +142,13 @@ def _children(view: View, attempt: Attempt) -> tuple[Body, ...]:
 
 
 def _suspension(view: View, attempt: Attempt, job: Body) -> Decision | None:
-    """Bring the Job's `suspend` in line with the run's. Where a queue admits Jobs, the field is the queue's: the Job gives way to a new attempt."""
+    """Bring the Job's `suspend` in line with the run's.
+    Where a queue admits Jobs, the field is the queue's: the Job gives way to a new attempt."""
     held = bool(job["spec"].get("suspend"))
     if attempt.queue is None:
-        return None if held == view.suspended else Decision(suspend=(Suspension(attempt.job, view.suspended),), again_in=1)
+        return (
+            None if held == view.suspended else Decision(suspend=(Suspension(attempt.job, view.suspended),), again_in=1)
+        )
     if not view.suspended or "deletionTimestamp" in job["metadata"]:
         return None
     why = note("Suspended", stage=attempt.stage)
@@ -216,9 +229,7 @@ def _end_attempt(view: View, attempt: Attempt, ended: Ended) -> Decision:
         exit_code=ended.exit_code,
         last_words=ended.last_words,
     )
-    entry = _noted(
-        view, attempt, state="Failed", counted_failures=counted, finished_at=view.now_text, failure=failure
-    )
+    entry = _noted(view, attempt, state="Failed", counted_failures=counted, finished_at=view.now_text, failure=failure)
     stages = replaced(view.status.stages, entry)
     if ended.final or counted >= int(view.spec["maxAttempts"]):
         return view.fail(ended.why, stages=stages, stage=attempt.stage)
@@ -227,7 +238,9 @@ def _end_attempt(view: View, attempt: Attempt, ended: Ended) -> Decision:
         return view.fail(why, stages=stages, stage=attempt.stage)
     pause = _pause(view, entry)
     at = clock.text_of(view.now + timedelta(seconds=pause))
-    why = note("RetryLater", stage=attempt.stage, attempt=attempt.number, problem=ended.why.message.rstrip(".") + ".", at=at)
+    why = note(
+        "RetryLater", stage=attempt.stage, attempt=attempt.number, problem=ended.why.message.rstrip(".") + ".", at=at
+    )
     return Decision(status=view.stand("Starting", why, stages=stages, stage=attempt.stage), again_in=pause)
 
 

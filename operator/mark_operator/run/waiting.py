@@ -24,7 +24,8 @@ def unusable(view: View, why: Note) -> Decision:
 
 
 def decide_waiting(view: View, rendering: Rendering, findings: Findings | None) -> Decision:
-    """Write the plan down; start if the confirmation counts for it and every check allows it. Without findings, the checks in the status stay."""
+    """Write the plan down; start if the confirmation counts for it and every check allows it. Without findings, the
+    checks in the status stay."""
     old = view.status.plan
     checks = old.checks if findings is None and old else check_all(rendering, findings or Findings())
     plan = _plan(view, rendering).model_copy(update={"checks": checks})
@@ -59,7 +60,8 @@ def _plan(view: View, rendering: Rendering) -> PlanStatus:
 
 
 def _aged(view: View, old: PlanStatus) -> bool:
-    """Whether an unconfirmed plan that grew too old is made anew; the taking back of a confirmation is the sign to do so."""
+    """Whether an unconfirmed plan that grew too old is made anew;
+    the taking back of a confirmation is the sign to do so."""
     limit = view.settings.plan_expiry_seconds
     edited = view.status.observed_generation != view.seen.generation and not view.spec.get("confirm", False)
     return bool(limit) and edited and clock.seconds_since(old.planned_at, view.now) > limit

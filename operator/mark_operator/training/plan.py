@@ -40,7 +40,9 @@ def _warnings(spec: TrainingRunSpec) -> tuple[str, ...]:
     if set(spec.stages) & {"reward", "ppo"} and not spec.rlhf.enabled:
         found.append("spec.rlhf.enabled is false, but reward or ppo is listed; a confirmed run needs it to be true")
     if "lora" in spec.stages and spec.output.model is None:
-        found.append("spec.output.model is not set, so no registry entry will be written; the adapter stays in the workspace")
+        found.append(
+            "spec.output.model is not set, so no registry entry will be written; the adapter stays in the workspace"
+        )
     if "eval" not in spec.stages and spec.output.model is not None:
         found.append("spec.stages has no eval, so the new version of the model will have no numbers")
     if "lora" in spec.stages and spec.resources.gpus_per_node == 0:
