@@ -12,7 +12,7 @@ from mark_crds.training_run import TrainingRun
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
 SAMPLES = sorted((MANIFESTS / "samples").glob("*.yaml"))
-GITOPS_RUNS = sorted((MANIFESTS / "gitops").glob("*/runs/*.yaml"))
+GITOPS_RUNS = sorted((MANIFESTS / "gitops").glob("*-commit*/[!s]*.yaml"))
 MODELS = {"TrainingRun": TrainingRun, "EvalRun": EvalRun, "Model": RegisteredModel}
 
 

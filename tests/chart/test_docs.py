@@ -1,0 +1,38 @@
+"""The documents keep up with the code: every reason has its section in the runbook, every link and file leads somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+from mark_operator.messages import SENTENCES
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [ROOT / "docs" / name for name in ("runbook.md", "install.md", "opt-in.md")] + [ROOT / "manifests" / "gitops" / "README.md"]
+
+
+def sections() -> dict[str, str]:
+    parts = re.split(r"^### (.+)$", (ROOT / "docs" / "runbook.md").read_text(), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.mark.parametrize("reason", SENTENCES)
+def test_reason_has_a_section(reason: str) -> None:
+    assert len(sections().get(reason, "").strip()) > 20, f"docs/runbook.md has no section '### {reason}'"
+
+
+def test_no_section_without_a_reason() -> None:
+    assert set(sections()) - set(SENTENCES) == {"Other reasons"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", document.read_text()):
+        path, _, anchor = target.partition("#")
+        file = document.parent / path if path else document
+        assert file.exists(), target
+        assert not anchor or anchor in _anchors(file), target
+
+
+def _anchors(document: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
