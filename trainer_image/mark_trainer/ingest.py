@@ -119,7 +119,8 @@ def _add_new(work: Work, collection: Collection, corpus: Corpus, unchanged: set[
             raise unusable_files([document])
         chunks = cut(document, settings.chunk_characters, settings.chunk_overlap_characters)
         if chunks:
-            vectors = embedder.embed([chunk.text for chunk in chunks])
+            # With its title, a passage is found by questions that name the document.
+            vectors = embedder.embed([f"{document.title}\n{chunk.text}" for chunk in chunks])
             collection.add(document, chunks, vectors, _settings_text(work))
         else:
             written.scans.append(document.path)

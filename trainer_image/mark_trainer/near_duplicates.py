@@ -6,8 +6,8 @@ It must not know what the texts are.
 
 import hashlib
 import re
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -46,21 +46,18 @@ def cluster(texts: Mapping[str, str], threshold: float = SAME_CLUSTER_OVERLAP) -
     Two texts that overlap by the threshold are in one cluster, and so are the neighbours of neighbours.
     """
     keys = sorted(texts)
-    sets = _compared([shingles(texts[key]) for key in keys])
     parents = list(range(len(keys)))
-    for right, shared in enumerate(_shared_with_earlier(sets)):
-        for left, count in enumerate(shared.tolist()):
-            smaller = min(len(sets[left]), len(sets[right]))
-            if count and count >= threshold * smaller:
-                _join(parents, left, right)
+    for left, right, share in _overlaps([texts[key] for key in keys]):
+        if share >= threshold:
+            _join(parents, left, right)
     return {key: keys[_root(parents, index)] for index, key in enumerate(keys)}
 
 
-def largest_overlap(left: Mapping[str, str], right: Mapping[str, str]) -> float:
-    """The highest overlap of any text on the left with any on the right: the proof that a split leaks nothing."""
-    left_sets = _compared([shingles(text) for text in left.values()])
-    right_sets = _compared([shingles(text) for text in right.values()])
-    return max((overlap(a, b) for a in left_sets for b in right_sets), default=0.0)
+def largest_overlap(texts: Mapping[str, str], sides: Mapping[str, str]) -> float:
+    """The highest overlap of two texts on different sides: the proof that a split leaks nothing."""
+    keys = sorted(texts)
+    pairs = _overlaps([texts[key] for key in keys])
+    return max((share for left, right, share in pairs if sides[keys[left]] != sides[keys[right]]), default=0.0)
 
 
 @lru_cache(maxsize=200_000)
@@ -76,20 +73,20 @@ def _compared(sets: Sequence[Shingles]) -> list[Shingles]:
     return [entry[entry < limit] for entry in sets]
 
 
-def _shared_with_earlier(sets: Sequence[Shingles]) -> list[NDArray[np.int64]]:
-    """For each text, how many shingles it shares with each text before it."""
+def _overlaps(texts: Sequence[str]) -> Iterator[tuple[int, int, float]]:
+    """Every pair of texts that shares a shingle, by position, with its overlap."""
+    sets = _compared([shingles(text) for text in texts])
     everything = np.concatenate(sets) if sets else np.array([], dtype=np.uint64)
     _, numbers = np.unique(everything, return_inverse=True)
     holders: defaultdict[int, list[int]] = defaultdict(list)
-    counts, start = [], 0
-    for index, entry in enumerate(sets):
+    start = 0
+    for right, entry in enumerate(sets):
         own = numbers[start : start + len(entry)].tolist()
         start += len(entry)
-        earlier = [holder for number in own for holder in holders[number]]
-        counts.append(np.bincount(np.array(earlier, dtype=np.int64), minlength=index))
+        for left, count in Counter(holder for number in own for holder in holders[number]).items():
+            yield left, right, count / min(len(sets[left]), len(entry))
         for number in own:
-            holders[number].append(index)
-    return counts
+            holders[number].append(right)
 
 
 def _root(parents: list[int], index: int) -> int:
