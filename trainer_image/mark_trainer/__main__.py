@@ -12,7 +12,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,14 @@ from mark_crds.job_input import FORMAT_VERSION, JobInput
 from mark_crds.job_output import ExitCode, Result
 from pydantic import ValidationError
 
-from mark_trainer.failures import Failure, UserMistake, failure_of
+from mark_trainer.cores import usable_cores
+from mark_trainer.failures import BadData, Failure, UserMistake, failure_of
+from mark_trainer.locks import hold
 from mark_trainer.outcome import adopt_own_result, keep_result, termination_message
 from mark_trainer.progress import Progress
 from mark_trainer.workspace import Work, Workspace
+
+CLAIM_WAIT_SECONDS = 600.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # No library may call home, and a compute library may not take every core of a shared machine by itself.
     os.environ.update({"HF_HUB_DISABLE_TELEMETRY": "1", "ANONYMIZED_TELEMETRY": "False", "DO_NOT_TRACK": "1"})
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
     options = _parser().parse_args(arguments)
     if options.command == "build-base-model":
         return build_base_model(options)
@@ -63,12 +69,14 @@ def run_stage(options: argparse.Namespace) -> Result:
         stop=_stop_on_signal(),
     )
     try:
-        result = adopt_own_result(work) or importlib.import_module(module).run(work)
+        if not _speaks_for_all():
+            return importlib.import_module(module).run(work)
+        with _claim(work):
+            result = adopt_own_result(work) or importlib.import_module(module).run(work)
+            keep_result(work, result)
+            return result
     finally:
         progress.close()
-    if _writes_results():
-        keep_result(work, result)
-    return result
 
 
 def build_base_model(options: argparse.Namespace) -> int:
@@ -143,8 +151,26 @@ def _stop_on_signal() -> threading.Event:
     return stop
 
 
-def _writes_results() -> bool:
-    # The Pods of a stage on several nodes share the workspace; the first one speaks for all.
+@contextmanager
+def _claim(work: Work) -> Iterator[None]:
+    """Keep every other run from the same work, such as one of a second cluster on this workspace.
+
+    Between stages the claim stays, without a heartbeat; the run's next stage takes it over at once.
+    """
+    with hold(work, f"work-{work.job_input.replay_key[:16]}", CLAIM_WAIT_SECONDS) as lock:
+        try:
+            yield
+        except (UserMistake, BadData):
+            raise
+        except BaseException:
+            lock.keep()
+            raise
+        if work.stage != work.job_input.stages[-1]:
+            lock.keep()
+
+
+def _speaks_for_all() -> bool:
+    # The Pods of a stage on several nodes share the workspace; the first one writes what all of them did.
     return os.environ.get("JOB_COMPLETION_INDEX", "0") == "0"
 
 

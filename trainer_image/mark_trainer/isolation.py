@@ -5,13 +5,14 @@ It must not know what the function does.
 """
 
 import multiprocessing
-import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
+
+from mark_trainer.cores import usable_cores
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def each_isolated(
     function: Callable[[Any], Any], inputs: Sequence[Any], seconds: float, prepare: Callable[[], None]
 ) -> Iterator[Any]:
     """The function's value for each input, in order, or Trouble. `seconds` is the limit for one input."""
-    count = max(1, min(len(inputs), len(os.sched_getaffinity(0))))
+    count = max(1, min(len(inputs), usable_cores()))
     shares = [share for number in range(count) if (share := inputs[number::count])]
     lanes = [_Lane(function, share, prepare) for share in shares]
     try:

@@ -47,6 +47,7 @@ class Lock:
         self._path = path
         self._token = token
         self._released = threading.Event()
+        self._kept = False
         self._lost = False
         self._thread = threading.Thread(target=self._beat, name=f"lock {path.name}", daemon=True)
         self._thread.start()
@@ -57,10 +58,14 @@ class Lock:
                 "LockLost", f"{self._path.name}: another run took the lock over after a long pause of this one"
             )
 
+    def keep(self) -> None:
+        """Leave the lock behind on release, for the run's next stage; without a heartbeat it goes stale by itself."""
+        self._kept = True
+
     def release(self) -> None:
         self._released.set()
         self._thread.join()
-        if _token_of(self._path) == self._token:
+        if not self._kept and _token_of(self._path) == self._token:
             self._path.unlink(missing_ok=True)
 
     def _beat(self) -> None:

@@ -1,0 +1,383 @@
+"""The stage preflight: every input of all the run's stages, before any GPU is asked for. It takes seconds.
+
+It reports all that is wrong at once. It must not import torch, nor change anything but its run's own folder.
+"""
+
+import importlib.util
+import json
+import shutil
+import socket
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mark_crds import names
+from mark_crds.job_input import digest_of
+from mark_crds.job_output import Measure, Result
+
+from mark_trainer.collection import lock_name, no_collection, open_collection
+from mark_trainer.documents import Unreadable, count_pages
+from mark_trainer.failures import BadData, Failure, MachineTrouble, UserMistake
+from mark_trainer.ingest import corpus_files, unusable_files
+from mark_trainer.locks import is_stale, see_holder
+from mark_trainer.outcome import see_completed
+from mark_trainer.publish import MANIFEST, verify_folder
+from mark_trainer.workspace import Work, read_json, write_file
+
+# Those that the stage lora has adapter targets for.
+TRAINABLE_FAMILIES = ("gemma2", "llama", "mamba", "mistral", "qwen2", "qwen3")
+DATASET_FILES = ("train_sft.jsonl", "val_sft.jsonl")
+SECONDS_FOR_THE_CORPUS = 60.0
+SPARE_BYTES = 64 * 1024**2
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_MODEL_STAGES = frozenset(["lora", "reward", "ppo", "eval"])
+
+
+@dataclass
+class Findings:
+    """What the checks learned on the way."""
+
+    facts: dict[str, int | str] = field(default_factory=dict)
+    """Numbers and digests for the Result."""
+    notes: list[str] = field(default_factory=list)
+    """What a person should know though nothing is wrong."""
+
+
+def run(work: Work) -> Result:
+    """Adopted when the work is done already; else Done when nothing is wrong."""
+    completed = see_completed(work)
+    if completed is not None:
+        adopted, artifacts = completed
+        return Result(
+            stage=work.stage,
+            outcome="Adopted",
+            reason="AlreadyDone",
+            message=f"run {adopted.run_uid} finished this work on {adopted.finished}; "
+            "to train again, change spec.trainingRevision",
+            artifacts=artifacts[:6],
+            adopted=adopted,
+        )
+    found = Findings()
+    problems: list[Failure] = []
+    for check in _CHECKS:
+        try:
+            check(work, found)
+        except Failure as failure:
+            problems.append(failure)
+    if problems:
+        raise _as_one(problems)
+    measures = tuple(Measure(name=name, value=str(value)) for name, value in found.facts.items())
+    message = "; ".join([f"all inputs of {', '.join(work.job_input.stages)} are there", *found.notes])
+    return Result(stage=work.stage, outcome="Done", reason="AllThere", message=message[:1000], measures=measures)
+
+
+def check_stages(work: Work, found: Findings) -> None:
+    """Every stage of the run exists in this trainer."""
+    missing = [
+        stage
+        for stage in work.job_input.stages
+        if importlib.util.find_spec(f"mark_trainer.{names.stage_module(stage)}") is None
+    ]
+    if missing:
+        raise UserMistake("NoSuchStage", f"stages: this trainer has no stage {', '.join(missing)} yet: take it out")
+
+
+def check_writable(work: Work, found: Findings) -> None:
+    """The run may write where it will have to."""
+    try:
+        write_file(work.run_folder / "preflight", "")
+    except PermissionError as error:
+        raise UserMistake(
+            "WorkspaceReadOnly",
+            f"workspace.claimName: {names.RUNS_FOLDER}/ cannot be written ({error.strerror}); "
+            "give the volume to the trainer's group, or use a claim with write access",
+        ) from error
+
+
+def check_corpus(work: Work, found: Findings) -> None:
+    """The corpus has PDF files and every one can be opened, as far as a minute reaches."""
+    if "ingest" not in work.job_input.stages:
+        return
+    files = corpus_files(work)
+    deadline = time.monotonic() + SECONDS_FOR_THE_CORPUS
+    counts = []
+    for count in count_pages(files, work.workspace.root):
+        counts.append(count)
+        if time.monotonic() > deadline:
+            found.notes.append(
+                f"only {len(counts)} of {len(files)} PDF files were looked at; ingest looks at the others"
+            )
+            break
+    faulty = [count for count in counts if isinstance(count, Unreadable)]
+    if faulty:
+        raise unusable_files(faulty)
+    found.facts["pdfFiles"] = len(files)
+    found.facts["pages"] = sum(count for count in counts if isinstance(count, int))
+    folder = work.workspace.path(work.job_input.ingest.path)
+    others = sum(path.is_file() and not path.name.startswith(".") for path in folder.rglob("*")) - len(files)
+    if others:
+        found.notes.append(
+            f"{others} files of {work.job_input.ingest.path} whose names do not end in .pdf are left out"
+        )
+
+
+def check_server(work: Work, found: Findings) -> None:
+    """The Chroma server answers."""
+    server = work.job_input.data_prep.chroma.server
+    if server is None or not _uses_collection(work):
+        return
+    try:
+        socket.create_connection((server.host, server.port), timeout=5).close()
+    except OSError as error:
+        raise MachineTrouble(
+            "ChromaUnreachable",
+            f"dataPrep.chroma.server: {server.host}:{server.port} does not answer ({error}); "
+            "start it, or correct host and port",
+        ) from error
+
+
+def check_collection(work: Work, found: Findings) -> None:
+    """The collection is there and whole, unless the run makes it; and nobody else is at it."""
+    if not _uses_collection(work):
+        return
+    path = work.workspace.locks_folder() / f"{lock_name(work).replace('/', '-')}.lock"
+    holder = see_holder(path)
+    if holder is not None and holder.run_uid != work.run_uid and not is_stale(work.workspace, path):
+        found.notes.append(f"the collection is in use by {holder.sentence}; this run waits for it")
+        return
+    if "ingest" in work.job_input.stages:
+        return
+    chroma = work.job_input.data_prep.chroma
+    if chroma.server is None and not (work.workspace.path(chroma.path) / "chroma.sqlite3").is_file():
+        raise UserMistake("NoCollection", no_collection(work, []))
+    with open_collection(work) as collection:
+        digest = collection.digest
+        if digest is None:
+            raise BadData(
+                "CollectionIncomplete",
+                f"dataPrep.collection: {work.job_input.data_prep.collection} was not written to its end by this "
+                "trainer; add ingest to spec.stages",
+            )
+        found.facts["chunks"] = collection.count
+    found.facts["collectionDigest"] = digest[:16]
+
+
+def check_base_model(work: Work, found: Findings) -> None:
+    """The base model is a folder that transformers can load without running anybody's code."""
+    reference = work.job_input.base_model
+    if reference is None or not _MODEL_STAGES & set(work.job_input.stages):
+        return
+    if reference.path is None:
+        found.notes.append(
+            f"baseModel: {reference.hugging_face_id} was not looked at, since it is downloaded by the stage"
+        )
+        return
+    folder = work.workspace.path(reference.path)
+    if not folder.is_dir():
+        raise UserMistake(
+            "NoBaseModel",
+            f"baseModel.path: there is no folder {reference.path} in the workspace"
+            f"{work.workspace.neighbours(reference.path)}; put the model there or correct the path",
+        )
+    config = _config(folder, reference.path)
+    _check_family(work, config, reference.path)
+    _check_weights(folder, reference.path)
+    _check_tokenizer(folder, reference.path)
+    _check_length(work, config)
+    found.facts["modelFamily"] = config["model_type"]
+    found.facts["modelConfigDigest"] = digest_of(json.dumps(config, sort_keys=True))[:16]
+
+
+def check_dataset(work: Work, found: Findings) -> None:
+    """The named dataset has its files, unchanged."""
+    reference = work.job_input.dataset
+    if reference is None:
+        return
+    folder = work.workspace.path(reference.path)
+    if not folder.is_dir():
+        raise UserMistake(
+            "NoDataset",
+            f"dataset.path: there is no folder {reference.path} in the workspace"
+            f"{work.workspace.neighbours(reference.path)}; run dataPrep, or correct the path",
+        )
+    missing = [name for name in DATASET_FILES if not (folder / name).is_file()]
+    if missing:
+        raise BadData(
+            "NoDatasetFile", f"dataset.path: {reference.path} has no {' and no '.join(missing)}; run dataPrep"
+        )
+    if (folder / MANIFEST).is_file():
+        found.facts["datasetDigest"] = verify_folder(folder, reference.path)[:16]
+    else:
+        found.notes.append(f"{reference.path} has no {MANIFEST}, so it was not checked for changes")
+
+
+def check_adapter(work: Work, found: Findings) -> None:
+    """The adapter that an EvalRun measures is the one that its manifest and the spec speak of."""
+    model = work.job_input.evaluated_model
+    if model is None or model.adapter_path is None:
+        return
+    folder = work.workspace.path(model.adapter_path)
+    if not folder.is_dir():
+        raise UserMistake(
+            "NoAdapter",
+            f"model: there is no adapter folder {model.adapter_path} in the workspace"
+            f"{work.workspace.neighbours(model.adapter_path)}; name another version or path",
+        )
+    digest = verify_folder(folder, model.adapter_path)
+    if model.adapter_digest not in (None, digest):
+        raise BadData(
+            "DigestDiffers",
+            f"model: {model.adapter_path} has the digest {digest[:16]}..., and {model.name} was registered with "
+            f"{str(model.adapter_digest)[:16]}...; copy the adapter back, or name another version",
+        )
+    found.facts["adapterDigest"] = digest[:16]
+
+
+def check_disk(work: Work, found: Findings) -> None:
+    """The volume has room for what the run will write, by a rough estimate."""
+    free = shutil.disk_usage(work.workspace.root).free
+    found.facts["freeGibibytes"] = f"{free / 1024**3:.1f}"
+    needed = SPARE_BYTES
+    if "ingest" in work.job_input.stages:
+        # Texts and vectors are a small part of most PDFs; three times as much is on the safe side.
+        needed += 3 * _size_of(work.workspace.path(work.job_input.ingest.path))
+    reference = work.job_input.base_model
+    if "lora" in work.job_input.stages and reference is not None and reference.path is not None:
+        # Adapter, optimizer and a few checkpoints are a fraction of the frozen weights.
+        needed += _size_of(work.workspace.path(reference.path)) * 3 // 10
+    if free < needed:
+        raise UserMistake(
+            "DiskFull",
+            f"workspace.claimName: {free // 1024**2} MiB are free and about {needed // 1024**2} MiB will be needed: "
+            f"enlarge the claim or remove folders that nobody needs below {names.RUNS_FOLDER}/",
+        )
+
+
+_CHECKS: tuple[Callable[[Work, Findings], None], ...] = (
+    check_stages,
+    check_writable,
+    check_corpus,
+    check_server,
+    check_collection,
+    check_base_model,
+    check_dataset,
+    check_adapter,
+    check_disk,
+)
+
+
+def _as_one(problems: list[Failure]) -> Failure:
+    """One failure that tells of all: never retried if one of them cannot mend itself."""
+    kinds = (UserMistake, BadData, MachineTrouble)
+    kind = next(kind for kind in kinds if any(isinstance(problem, kind) for problem in problems))
+    first = next(problem for problem in problems if isinstance(problem, kind))
+    ordered = [first, *(problem for problem in problems if problem is not first)]
+    if len(ordered) == 1:
+        return first
+    sentences = [f"({number}) {problem.message}" for number, problem in enumerate(ordered, 1)]
+    return kind(first.reason, f"{len(ordered)} problems: " + " ".join(sentences))
+
+
+def _uses_collection(work: Work) -> bool:
+    stages = set(work.job_input.stages)
+    evaluates_alone = "eval" in stages and "dataPrep" not in stages and work.job_input.evaluation.rag
+    # Rows of a dataset record their passages, so an evaluation needs the collection only without them.
+    return bool(stages & {"ingest", "dataPrep"}) or (evaluates_alone and not _rows_have_passages(work))
+
+
+def _rows_have_passages(work: Work) -> bool:
+    reference = work.job_input.dataset
+    path = work.workspace.path(reference.path) / DATASET_FILES[1] if reference else None
+    if path is None or not path.is_file():
+        return True
+    with path.open(encoding="utf-8") as file:
+        return '"contexts"' in file.readline()
+
+
+def _config(folder: Path, name: str) -> dict[str, Any]:
+    if not (folder / "config.json").is_file():
+        raise UserMistake("NoModelConfig", f"baseModel.path: {name} has no config.json; copy the whole model folder")
+    config = read_json(folder / "config.json", f"{name}/config.json")
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise BadData("NoModelType", f"{name}/config.json: has no model_type, so it is no transformers model")
+    return config
+
+
+def _check_family(work: Work, config: dict[str, Any], name: str) -> None:
+    family = config["model_type"]
+    if family not in TRAINABLE_FAMILIES:
+        raise UserMistake(
+            "UnknownModelFamily",
+            f"baseModel.path: {name} is of family {family}, and this trainer knows {', '.join(TRAINABLE_FAMILIES)}; "
+            "choose another base model",
+        )
+    if config.get("auto_map"):
+        raise UserMistake(
+            "ForeignCode",
+            f"baseModel.path: {name}/config.json wants to run code of its own (auto_map), which is never done; "
+            "use a model of the library itself",
+        )
+
+
+def _check_weights(folder: Path, name: str) -> None:
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+        found = f" but {pickles[0]}, which can run code when loaded" if pickles else ""
+        raise UserMistake(
+            "NoSafetensors", f"baseModel.path: {name} has no .safetensors file{found}; save the model as safetensors"
+        )
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(read_json(index, f"{name}/{index.name}")["weight_map"].values())
+        missing = sorted(shards - {path.name for path in weights})
+        if missing:
+            raise BadData(
+                "WeightsMissing", f"{name}: {missing[0]} is missing, {len(missing)} in all; copy the model again"
+            )
+    for path in weights:
+        if not _is_whole_safetensors(path):
+            raise BadData("WeightsBroken", f"{name}/{path.name}: is cut off or no safetensors file; copy it again")
+
+
+def _is_whole_safetensors(path: Path) -> bool:
+    """Whether the file is as long as its header says; the numbers themselves are not read."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        if len(start) < 8:
+            return False
+        header_bytes = struct.unpack("<Q", start)[0]
+        if header_bytes > size - 8:
+            return False
+        try:
+            header = json.loads(file.read(header_bytes))
+        except ValueError:
+            return False
+    ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+    return 8 + header_bytes + max(ends, default=0) == size
+
+
+def _check_tokenizer(folder: Path, name: str) -> None:
+    if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise UserMistake(
+            "NoTokenizer",
+            f"baseModel.path: {name} has no tokenizer.json; copy the tokenizer's files beside the weights",
+        )
+
+
+def _check_length(work: Work, config: dict[str, Any]) -> None:
+    longest = config.get("max_position_embeddings")
+    if "lora" in work.job_input.stages and isinstance(longest, int) and work.job_input.lora.max_length > longest:
+        raise UserMistake(
+            "TooLong",
+            f"lora.maxLength: is {work.job_input.lora.max_length}, and the base model reads {longest} tokens at most "
+            f"(max_position_embeddings); set it to {longest} or less",
+        )
+
+
+def _size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
