@@ -45,12 +45,13 @@ def trainer_image(kubectl: Callable[..., str]) -> str:
 
 @pytest.fixture
 def namespace(kubectl: Callable[..., str]) -> Iterator[str]:
-    """A namespace of its own under the `restricted` Pod Security profile; its volumes go back to the pool afterwards."""
+    """A namespace of its own under the `restricted` Pod Security profile, with volumes to be had."""
+    if not uses_current_context():
+        lifecycle.recycle_volumes()
     name = f"test-{secrets.token_hex(4)}"
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
     kubectl("create", "--filename=-", input_text=json.dumps(manifest))
     yield name
-    kubectl("delete", "namespace", name, "--timeout=120s", timeout=150)
-    if not uses_current_context():
-        lifecycle.recycle_volumes()
+    # Not waited for: that takes five seconds and more, and nobody needs the name again.
+    kubectl("delete", "namespace", name, "--wait=false")

@@ -28,7 +28,8 @@ SAMPLE = "manifests/samples/trainingrun-lora.yaml"
 CLAIM_SAMPLE = "manifests/samples/workspace-claim.yaml"
 DEMO_LABEL = "training.mark.dev/demo"
 CORPUS = "build/corpus"
-BASE = "build/base/tiny-llama"
+# Where the local cluster keeps its binaries too: what is dear to make survives a fresh checkout.
+CACHE = Path(os.environ.get("MARK_CACHE") or Path.home() / ".cache" / "mark-operator")
 ON_CURRENT = os.environ.get("CLUSTER") == "current"
 
 began = time.monotonic()
@@ -104,9 +105,9 @@ def fill_workspace() -> None:
     )
     run(f"kubectl -n {NAMESPACE} apply -f {CLAIM_SAMPLE}")
     run(f".venv/bin/python tests/corpus/render.py --out {CORPUS}")
-    build_base_model()
+    base = base_model()
     run(f"mark put {CORPUS}/documents corpus --claim {CLAIM} -n {NAMESPACE}")
-    run(f"mark put {BASE} base/tiny-llama --claim {CLAIM} -n {NAMESPACE}")
+    run(f"mark put {base} base/tiny-llama --claim {CLAIM} -n {NAMESPACE}")
 
 
 def forget_earlier_demo() -> None:
@@ -120,17 +121,17 @@ def forget_earlier_demo() -> None:
     run("python3 tests/cluster/local.py volumes")
 
 
-def build_base_model() -> None:
-    """A small real Llama, pre-trained for minutes on texts that share no cluster with the documents; kept for next time."""
+def base_model() -> Path:
+    """A small real Llama, pre-trained for minutes on texts that share no cluster with the documents; built once."""
     sources = [*sorted((ROOT / CORPUS / "pretraining").iterdir()), ROOT / "trainer_image/mark_trainer/base_model.py"]
     inputs = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
-    record = ROOT / f"{BASE}.inputs"
-    if record.exists() and record.read_text() == inputs and (ROOT / BASE).is_dir():
-        say(f"{BASE}: built before, from the same texts")
-        return
-    record.parent.mkdir(parents=True, exist_ok=True)
-    run(f"mark-trainer build-base-model --texts {CORPUS}/pretraining --out {BASE}")
-    record.write_text(inputs)
+    out = CACHE / "base" / inputs[:12] / "tiny-llama"
+    if out.is_dir():
+        say(f"The base model was built before, from the same texts: {out}")
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        run(f"mark-trainer build-base-model --texts {CORPUS}/pretraining --out {out}")
+    return out
 
 
 def plan() -> None:

@@ -133,7 +133,7 @@ def _machine() -> dict[str, list[str]]:
     looks = {
         "links": (["ip", "-brief", "link"], settings.BRIDGE),
         "rules": (["iptables-save"], "KUBE-"),
-        "mounts": (["cat", "/proc/mounts"], str(settings.STATE)),
+        "mounts": (["cat", "/proc/mounts"], f"{settings.STATE}/"),
         "processes": (["ps", "-e", "-o", "args"], "/var/lib/mark-cluster"),
         "sockets": (["cat", "/proc/net/unix"], "containerd"),
     }

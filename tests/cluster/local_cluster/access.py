@@ -29,7 +29,10 @@ def kubeconfig() -> Path:
 
 def current_context() -> str:
     """The name of the context in use."""
-    return kubectl("config", "current-context").strip()
+    try:
+        return kubectl("config", "current-context").strip()
+    except ClusterError as error:
+        raise ClusterError(f"{kubeconfig()} names no current context", "kubectl config use-context NAME") from error
 
 
 def tool(name: str) -> Path:

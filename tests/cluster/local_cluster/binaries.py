@@ -3,7 +3,6 @@
 A folder in the cache is whole or absent: it is built under another name and renamed at the end.
 """
 
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -79,20 +78,28 @@ def program(name: str) -> Path:
 
 def build_missing() -> None:
     """Build what the cache does not hold."""
-    missing = [build for build in ALL if not build.folder.exists()]
-    if not missing:
+    if all(build.folder.exists() for build in ALL):
         return
     host.require_go()
-    settings.BINARIES.mkdir(parents=True, exist_ok=True)
-    # The compile cache takes 5 GB and is of no use once the programs are kept.
-    with tempfile.TemporaryDirectory(prefix="go-build-", dir=settings.CACHE) as compile_cache:
-        for build in missing:
-            with step(f"building {build.name} {build.version} (the whole set takes about 9 minutes on 2 cores, once)"):
-                _build(build, compile_cache)
+    with host.exclusive("binaries", settings.CACHE):
+        _remove_leftovers()
+        settings.BINARIES.mkdir(parents=True, exist_ok=True)
+        # The compile cache takes 5 GB and is of no use once the programs are kept.
+        with tempfile.TemporaryDirectory(prefix="go-build-", dir=settings.CACHE) as compile_cache:
+            for build in ALL:
+                if not build.folder.exists():
+                    with step(f"building {build.name} {build.version} (the whole set: 10 minutes on 2 cores, once)"):
+                        _build(build, compile_cache)
+
+
+def _remove_leftovers() -> None:
+    """Remove what a build that was killed has left."""
+    for folder in [*settings.CACHE.glob("go-build-*"), *settings.BINARIES.glob(".*")]:
+        shutil.rmtree(folder)
 
 
 def _build(build: Build, compile_cache: str) -> None:
-    draft = settings.BINARIES / f".{build.name}-{build.version}.{os.getpid()}"
+    draft = settings.BINARIES / f".{build.name}-{build.version}"
     draft.mkdir()
     linker = " ".join(("-s", "-w", *(f"-X {value}" for value in build.linker_values)))
     # With several packages Go names the files itself, in a folder; a single one is named here (etcd's would be "server").

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,13 @@ def build_logged(*words: str) -> None:
         )
     if done.returncode != 0:
         raise ClusterError("\n".join(["the image build failed:", *LOG.read_text().splitlines()[-30:]]), f"see {LOG}")
+
+
+def remove_leftovers() -> None:
+    """Remove what a build that was killed has left; only for the holder of the images' lock."""
+    buildah("rm", "--all")
+    for folder in settings.CACHE.glob("base-*"):
+        shutil.rmtree(folder)
 
 
 @contextmanager

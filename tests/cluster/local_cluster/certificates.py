@@ -74,7 +74,8 @@ def make_all() -> None:
     _make_authority()
     for identity in ALL:
         _make_certificate(identity)
-    run("openssl", "genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out", SERVICE_ACCOUNT_KEY)
+    elliptic = ("-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
+    run("openssl", "genpkey", *elliptic, "-out", SERVICE_ACCOUNT_KEY)
     run("openssl", "pkey", "-in", SERVICE_ACCOUNT_KEY, "-pubout", "-out", SERVICE_ACCOUNT_PUBLIC_KEY)
     for identity in WITH_KUBECONFIG:
         write_private(identity.kubeconfig, _kubeconfig(identity))

@@ -59,7 +59,7 @@ def start() -> None:
     settings.CONTAINERD_ROOT.mkdir(parents=True, exist_ok=True)
     CONFIGURATION_FILE.write_text(CONFIGURATION_TEXT)
     _start_daemon()
-    if remove_all():
+    if _forget_containers():
         # The CRI plugin reads containers at its start only: it would report the removed ones.
         processes.stop("containerd")
         _start_daemon()
@@ -112,17 +112,12 @@ def image_names() -> set[str]:
     return set(ctr("images", "ls", "--quiet").split())
 
 
-def remove_all() -> bool:
-    """Delete every container that containerd knows, with its task; whether there was any."""
-    containers = ctr("containers", "ls", "--quiet").split()
-    if not containers:
-        return False
-    running = set(ctr("tasks", "ls", "--quiet").split())
-    for container in containers:
-        if container in running:
-            ctr("tasks", "delete", "--force", container)
-    ctr("containers", "delete", *containers)
-    return True
+def _forget_containers() -> bool:
+    """Delete the records of containers, whose processes are gone, with their file systems; whether there were any."""
+    left = ctr("containers", "ls", "--quiet").split()
+    if left:
+        ctr("containers", "delete", *left)
+    return bool(left)
 
 
 def clear() -> None:

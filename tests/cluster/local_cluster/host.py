@@ -80,10 +80,10 @@ def refuse_second_kubernetes() -> None:
 
 
 @contextmanager
-def exclusive(activity: str) -> Iterator[None]:
-    """One start or stop, and one image build at a time on this machine, whichever clone it comes from."""
-    path = settings.LOCKS / f"mark-{activity}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
+def exclusive(activity: str, folder: Path = settings.LOCKS) -> Iterator[None]:
+    """One process at a time, whichever clone it comes from; the folder says whom it concerns."""
+    path = folder / f"mark-{activity}.lock"
+    folder.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

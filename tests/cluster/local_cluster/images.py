@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from . import base_image, containers, host, oci, processes, settings
-from .build_store import build_logged, buildah, layer_content
+from .build_store import build_logged, buildah, layer_content, remove_leftovers
 from .console import say, step
 from .image_sources import Image
 
@@ -22,12 +22,12 @@ CERTIFICATE_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 BUNDLE_IN_BUILD = "/run/build/ca-certificates.crt"
 CONTENT_STORE = settings.CONTAINERD_ROOT / "io.containerd.content.v1.content" / "blobs" / "sha256"
 # Other clones and branches use the same store at the same time, so the last few stay.
-KEPT_TAGS = 6
+KEPT_TAGS = 12
 
 
 def ensure(image: Image) -> str:
     """Build and import the image unless the cluster has exactly this one; its reference."""
-    with host.exclusive("images"), tempfile.TemporaryDirectory() as folder:
+    with host.exclusive("images", settings.CACHE), tempfile.TemporaryDirectory() as folder:
         processes.require_alive("containerd")
         image.copy_to(Path(folder))
         reference = image.reference(Path(folder))
@@ -40,6 +40,7 @@ def ensure(image: Image) -> str:
 
 
 def _build_and_import(image: Image, reference: str, context: Path) -> None:
+    remove_leftovers()
     base = base_image.ensure()
     with step(f"{reference}: building"):
         build(image, reference, base, context)

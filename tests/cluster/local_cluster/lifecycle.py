@@ -7,7 +7,8 @@ could not be trusted. So `start` first removes whatever an earlier one left, how
 import shutil
 import ssl
 import urllib.request
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 
 from . import (
     access,
@@ -22,7 +23,7 @@ from . import (
     settings,
     volumes,
 )
-from .commands import run, wait_until
+from .commands import wait_until
 from .console import say, step
 from .errors import ClusterError
 
@@ -78,13 +79,13 @@ def _wait_usable() -> None:
         "Pod Security is enforced": ("kube-controller-manager", objects.pod_security_enforced),
     }
     for what, (component, holds) in checks.items():
-
-        def check(component: str = component, holds: object = holds) -> bool:
-            processes.require_alive(component)
-            return holds()
-
-        wait_until(what, check, 120, f"see {processes.log(component)}")
+        wait_until(what, partial(_runs_and, component, holds), 120, f"see {processes.log(component)}")
     objects.pretend_gpus()
+
+
+def _runs_and(component: str, holds: Callable[[], bool]) -> bool:
+    processes.require_alive(component)
+    return holds()
 
 
 def _api_server_ready() -> bool:
@@ -127,9 +128,6 @@ def _clear() -> None:
     for name in components.STOP_ORDER:
         # Their state is thrown away, so there is nothing to wait for; an API server would drain for seconds.
         processes.stop(name, patience_seconds=0)
-    running = processes.recorded().get("containerd")
-    if running and running.alive() and settings.CONTAINERD_SOCKET.exists():
-        containers.remove_all()
     processes.stop("containerd")
     containers.clear()
     network.tear_down()
@@ -180,6 +178,7 @@ def _recycle_volumes() -> None:
 
 def describe() -> bool:
     """Print what runs; whether the cluster is usable."""
+    host.require_support()
     running = processes.recorded()
     for name in components.ALL_NAMES:
         process = running.get(name)
@@ -195,8 +194,3 @@ def describe() -> bool:
             print(f"image                    {image}")
     print(access.kubectl_as_admin("get", "nodes", "--output=wide").strip())
     return True
-
-
-def disk_use() -> str:
-    """How much the cache takes."""
-    return run("du", "-sh", Path(settings.CACHE)).split()[0]

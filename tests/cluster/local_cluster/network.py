@@ -38,6 +38,8 @@ def set_up() -> None:
     run("ip", "link", "add", settings.BRIDGE, "type", "bridge")
     run("ip", "address", "add", f"{settings.GATEWAY}/{prefix_length}", "dev", settings.BRIDGE)
     run("ip", "link", "set", settings.BRIDGE, "up")
+    # On a machine without a default route (offline) a Service address would be refused before kube-proxy's rules see it.
+    run("ip", "route", "add", settings.SERVICE_SUBNET, "dev", settings.BRIDGE, "src", settings.GATEWAY)
     _write_cni_configuration()
 
 
@@ -96,17 +98,20 @@ def tear_down() -> None:
 
 def traces() -> list[str]:
     """What is there of our network, in words."""
-    found = [f"bridge {settings.BRIDGE}"] if Path("/sys/class/net", settings.BRIDGE).exists() else []
+    found = [f"bridge {settings.BRIDGE}"] if settings.BRIDGE in _links() else []
     found += [f"CNI result {result}" for result in _results()]
     found += [f"{family} chains" for family in FAMILIES if _chain_removal(family)]
     return found
 
 
+def _links(*selection: str) -> list[str]:
+    return [link["ifname"] for link in json.loads(run("ip", "-json", "link", "show", *selection) or "[]")]
+
+
 def _remove_bridge() -> None:
-    bridge = Path("/sys/class/net", settings.BRIDGE)
-    if bridge.exists():
-        for port in (bridge / "brif").iterdir():
-            run("ip", "link", "delete", port.name)
+    if settings.BRIDGE in _links():
+        for port in _links("master", settings.BRIDGE):
+            run("ip", "link", "delete", port)
         run("ip", "link", "delete", settings.BRIDGE)
 
 
