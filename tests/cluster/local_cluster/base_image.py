@@ -37,7 +37,7 @@ def ensure() -> str:
 
 
 def _make() -> None:
-    with tempfile.TemporaryDirectory(prefix="base-", dir=settings.CACHE) as folder:
+    with tempfile.TemporaryDirectory(prefix="debian-base-", dir=settings.CACHE) as folder:
         root = Path(folder) / "root"
         run("nice", "-n", "5", "debootstrap", "--variant=minbase", SUITE, root, _mirror(), timeout=1200)
         _slim(root)

@@ -48,7 +48,7 @@ def build_logged(*words: str) -> None:
 def remove_leftovers() -> None:
     """Remove what a build that was killed has left; only for the holder of the images' lock."""
     buildah("rm", "--all")
-    for folder in settings.CACHE.glob("base-*"):
+    for folder in settings.CACHE.glob("debian-base-*"):
         shutil.rmtree(folder)
 
 
