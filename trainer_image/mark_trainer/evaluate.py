@@ -196,8 +196,8 @@ def load_base(work: Work, adapter: Adapter | None) -> BaseModel:
     if adapter is not None and adapter.provenance["base"]["digest"] != base.digest:
         raise BadData(
             "OtherBaseModel",
-            f"baseModel: {reference.path or reference.hugging_face_id} is not the model that {adapter.path} was trained on "
-            f"(digest {base.digest[:12]}, expected {adapter.provenance['base']['digest'][:12]}); name that one",
+            f"baseModel: {reference.path or reference.hugging_face_id} is not the model that {adapter.path} was "
+            f"trained on (digest {base.digest[:12]}, expected {adapter.provenance['base']['digest'][:12]}); name that one",
         )
     return base
 

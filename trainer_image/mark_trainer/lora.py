@@ -150,6 +150,7 @@ def run(work: Work) -> Result:
         f"{steps} steps on {findings.examples} rows; the loss went from {first:.3f} to {last:.3f}; "
         f"{len(encoded.too_long)} rows were too long",
         (Artifact(kind="adapter", path=published.path, digest=published.digest),),
+        family="mamba" if "mamba" in base.model.config.model_type else "transformer",
         steps=steps,
         epochs=settings.epochs,
         rows=findings.examples,

@@ -57,11 +57,20 @@ def sentence_bleu(prediction: str, references: Sequence[str]) -> float:
     return float(_bleu(effective_order=True).sentence_score(prediction, list(references)).score) / 100
 
 
-def corpus_bleu(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """BLEU of all answers together, one reference each; 0 for no answers."""
-    if not predictions:
-        return 0.0
-    return float(_bleu(effective_order=False).corpus_score(list(predictions), [list(references)]).score) / 100
+def bleu_counts(prediction: str, references: Sequence[str]) -> list[float]:
+    """What one answer adds to corpus BLEU: matched n-grams, n-grams, and the lengths of both sides."""
+    score = _bleu(effective_order=False).sentence_score(prediction, list(references))
+    return [*score.counts, *score.totals, score.sys_len, score.ref_len]
+
+
+def corpus_bleu(counts: Sequence[float]) -> float:
+    """BLEU of all answers together, from the sums of their counts; the same as sacrebleu's corpus_score."""
+    from sacrebleu.metrics import BLEU
+
+    whole = [round(count) for count in counts]
+    orders = (len(whole) - 2) // 2
+    correct, total, lengths = whole[:orders], whole[orders : 2 * orders], whole[2 * orders :]
+    return float(BLEU.compute_bleu(correct, total, *lengths, smooth_method="exp", max_ngram_order=orders).score) / 100
 
 
 def bleu_signature() -> str:

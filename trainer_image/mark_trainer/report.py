@@ -136,16 +136,12 @@ def _scores(rows: Sequence[Record], wanted: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in wanted:
         values = [row["scores"][name] for row in rows]
-        if name != "bleu":
+        if name == "bleu":
+            counts = [metrics.bleu_counts(row["prediction"], [row["reference"]]) for row in rows]
+            found["bleu"] = statistics.estimate(clusters, counts, metrics.corpus_bleu).to_dict()
+            found["sentenceBleu"] = statistics.mean(clusters, values).to_dict()
+        else:
             found[name] = statistics.mean(clusters, values).to_dict()
-            continue
-
-        def corpus(positions: Sequence[int]) -> float:
-            chosen = [rows[position] for position in positions]
-            return metrics.corpus_bleu([row["prediction"] for row in chosen], [row["reference"] for row in chosen])
-
-        found["bleu"] = statistics.estimate(clusters, corpus).to_dict()
-        found["sentenceBleu"] = statistics.mean(clusters, values).to_dict()
     return found
 
 

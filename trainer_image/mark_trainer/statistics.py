@@ -30,20 +30,23 @@ class Estimate:
         return {"value": self.value, "low": self.low, "high": self.high, "clusters": self.clusters}
 
 
-def estimate(clusters: Sequence[Hashable], statistic: Callable[[Sequence[int]], float]) -> Estimate:
-    """The statistic over all rows, with its interval. `statistic` takes the positions of the rows to use."""
-    members: dict[Hashable, list[int]] = {}
-    for position, cluster in enumerate(clusters):
-        members.setdefault(cluster, []).append(position)
-    value = statistic(range(len(clusters)))
-    count = len(members)
+def estimate(
+    clusters: Sequence[Hashable], parts: Sequence[Sequence[float]], of_sums: Callable[[Sequence[float]], float]
+) -> Estimate:
+    """A number that depends on sums over rows, with its interval. `parts` holds the summands of each row."""
+    columns = range(len(parts[0]))
+    sums: dict[Hashable, list[float]] = {}
+    for cluster, part in zip(clusters, parts, strict=True):
+        so_far = sums.setdefault(cluster, [0.0] * len(part))
+        for column in columns:
+            so_far[column] += part[column]
+    totals = [math.fsum(part[column] for part in sums.values()) for column in columns]
+    value, count = of_sums(totals), len(sums)
     if count < 2:
         return Estimate(value, None, None, count)
-    without = [
-        statistic([position for position, other in enumerate(clusters) if other != cluster]) for cluster in members
-    ]
-    centre = sum(without) / count
-    error = math.sqrt((count - 1) / count * sum((part - centre) ** 2 for part in without))
+    without = [of_sums([totals[column] - part[column] for column in columns]) for part in sums.values()]
+    centre = math.fsum(without) / count
+    error = math.sqrt((count - 1) / count * math.fsum((other - centre) ** 2 for other in without))
     half_width = float(stdtrit(count - 1, 0.5 + LEVEL / 2)) * error
     return Estimate(value, value - half_width, value + half_width, count)
 
@@ -55,9 +58,5 @@ def mean(clusters: Sequence[Hashable], values: Sequence[float]) -> Estimate:
 
 def ratio(clusters: Sequence[Hashable], values: Sequence[float], weights: Sequence[float]) -> Estimate:
     """The sum of the values over the sum of the weights, such as nats a token."""
-
-    def statistic(rows: Sequence[int]) -> float:
-        weight = sum(weights[row] for row in rows)
-        return sum(values[row] for row in rows) / weight if weight else 0.0
-
-    return estimate(clusters, statistic)
+    pairs = list(zip(values, weights, strict=True))
+    return estimate(clusters, pairs, lambda sums: sums[0] / sums[1] if sums[1] else 0.0)

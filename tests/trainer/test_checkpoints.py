@@ -1,0 +1,77 @@
+"""A checkpoint is whole or passed over."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from mark_trainer import checkpoints
+
+WORK = {"baseDigest": "a", "settingsDigest": "b"}
+
+
+def keep(folder: Path, step: int) -> Path:
+    staged = folder / f".staged-{step}"
+    staged.mkdir(parents=True)
+    (staged / "weights").write_text(f"weights of {step}")
+    (staged / "trainer_state.json").write_text("{}")
+    return checkpoints.publish(staged, folder, step, WORK)
+
+
+def test_the_last_two_are_kept_and_the_newest_is_taken(tmp_path: Path) -> None:
+    for step in (9, 10, 11):
+        keep(tmp_path, step)
+    assert {path.name for path in tmp_path.iterdir()} == {"step-10", "step-11"}
+    found = checkpoints.newest_verified(tmp_path, WORK)
+    assert found is not None and checkpoints.step_of(found) == 11
+
+
+def tampered(path: Path) -> None:
+    (path / "weights").write_text("others")
+
+
+def cut(path: Path) -> None:
+    (path / "weights").unlink()
+
+
+def unsealed(path: Path) -> None:
+    (path / "manifest.json").unlink()
+
+
+def broken_manifest(path: Path) -> None:
+    (path / "manifest.json").write_text('{"files": ')
+
+
+@pytest.mark.parametrize("harm", [tampered, cut, unsealed, broken_manifest])
+def test_a_harmed_checkpoint_is_passed_over_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, harm
+) -> None:
+    keep(tmp_path, 1)
+    harm(keep(tmp_path, 2))
+    with caplog.at_level(logging.WARNING):
+        found = checkpoints.newest_verified(tmp_path, WORK)
+    assert found is not None and found.name == "step-1"
+    assert "step-2" in caplog.text
+
+
+def test_a_half_written_one_does_not_count(tmp_path: Path) -> None:
+    keep(tmp_path, 1)
+    (tmp_path / ".staged-2").mkdir()
+    (tmp_path / "checkpoint-3").mkdir()
+    found = checkpoints.newest_verified(tmp_path, WORK)
+    assert found is not None and found.name == "step-1"
+
+
+def test_a_checkpoint_of_other_work_is_passed_over(tmp_path: Path) -> None:
+    keep(tmp_path, 1)
+    assert checkpoints.newest_verified(tmp_path, {**WORK, "settingsDigest": "c"}) is None
+
+
+def test_none_is_no_error(tmp_path: Path) -> None:
+    assert checkpoints.newest_verified(tmp_path / "absent", WORK) is None
+
+
+def test_the_same_step_is_replaced(tmp_path: Path) -> None:
+    tampered(keep(tmp_path, 1))
+    assert checkpoints.newest_verified(tmp_path, WORK) is None
+    keep(tmp_path, 1)
+    assert checkpoints.newest_verified(tmp_path, WORK) is not None

@@ -1,0 +1,208 @@
+"""The stage eval: every number of the report can be recomputed from the lines beside it; other models are refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_training
+from mark_crds.job_output import Artifact, Result
+from mark_trainer import evaluate, lora, metrics, prompts
+from mark_trainer.failures import BadData, Stopped, UserMistake
+from mark_trainer.likelihood import UNIGRAM_FILE, Unigram
+from mark_trainer.outcome import keep_result, termination_message
+from mark_trainer.publish import file_digest
+from mark_trainer.workspace import Workspace, write_json
+from sacrebleu.metrics import BLEU
+
+JOB = tiny_training.job_input(lora={"epochs": 4})
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """With an adapter that the stage lora has trained."""
+    workspace = tiny_training.write_workspace(tmp_path_factory.mktemp("workspace"))
+    work = tiny_training.work_of(workspace, JOB)
+    keep_result(work, lora.run(work))
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def adapter(workspace: Workspace) -> Artifact:
+    result = tiny_training.work_of(workspace, JOB).result_of("lora")
+    assert result is not None
+    return result.artifacts[0]
+
+
+@pytest.fixture(scope="module")
+def result(workspace: Workspace, adapter: Artifact) -> Result:
+    return evaluate.run(tiny_training.work_of(workspace, JOB, stage="eval"))
+
+
+@pytest.fixture(scope="module")
+def report(workspace: Workspace, result: Result) -> dict[str, Any]:
+    return json.loads(workspace.path(path_of(result, "report")).read_text())
+
+
+@pytest.fixture(scope="module")
+def lines(workspace: Workspace, result: Result) -> list[dict[str, Any]]:
+    text = workspace.path(path_of(result, "predictions")).read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def path_of(result: Result, kind: str) -> str:
+    return next(artifact.path for artifact in result.artifacts if artifact.kind == kind)
+
+
+def eval_run(adapter: Artifact | None, **changes: Any) -> Any:
+    measured = {"name": "contracts-lora"}
+    if adapter is not None:
+        measured |= {"adapterPath": adapter.path, "adapterDigest": adapter.digest}
+    return tiny_training.job_input(kind="EvalRun", stages=["eval"], evaluatedModel=measured, **changes)
+
+
+def test_the_grid_is_base_and_tuned_without_and_with_passages(lines: list[dict[str, Any]]) -> None:
+    cells = {(line["model"], line["condition"]) for line in lines}
+    assert cells == {(model, form) for model in ("base", "tuned") for form in ("closedBook", "retrieved", "oracle")}
+    assert len(lines) == 6 * 16
+    for line in lines:
+        assert len(line["passages"]) == {"closedBook": 0, "retrieved": 2, "oracle": 1}[line["condition"]]
+        assert line["document"]["digest"] and line["page"] == 1 and line["span"]
+
+
+def test_every_score_can_be_recomputed_from_the_predictions(
+    report: dict[str, Any], lines: list[dict[str, Any]]
+) -> None:
+    for model, conditions in report["scores"].items():
+        for condition, scores in conditions.items():
+            cell = [line for line in lines if (line["model"], line["condition"]) == (model, condition)]
+            pairs = [(line["prediction"], line["reference"]) for line in cell]
+            assert scores["items"] == len(pairs)
+            for name, score in (("exactMatch", metrics.exact_match), ("f1", metrics.f1), ("rougeL", metrics.rouge_l)):
+                expected = sum(score(prediction, [reference]) for prediction, reference in pairs) / len(pairs)
+                assert scores[name]["value"] == pytest.approx(expected)
+            corpus = BLEU().corpus_score([pair[0] for pair in pairs], [[pair[1] for pair in pairs]]).score / 100
+            assert scores["bleu"]["value"] == pytest.approx(corpus)
+
+
+def test_every_likelihood_can_be_recomputed_from_the_predictions(
+    report: dict[str, Any], lines: list[dict[str, Any]], result: Result
+) -> None:
+    for condition, values in report["answerNats"].items():
+        totals = {}
+        for model in ("base", "tuned"):
+            cell = [line for line in lines if (line["model"], line["condition"]) == (model, condition)]
+            totals[model] = sum(line["nats"] for line in cell) / sum(line["answerTokens"] for line in cell)
+            assert values[model]["value"] == pytest.approx(totals[model])
+        assert values["difference"]["value"] == pytest.approx(totals["tuned"] - totals["base"])
+        assert values["difference"]["clusters"] == 4
+        assert values["difference"]["high"] < 0  # it learned the form of the answers
+    measures = {measure.name: float(measure.value) for measure in result.measures}
+    assert measures["nllDifference"] == pytest.approx(
+        report["answerNats"]["retrieved"]["difference"]["value"], rel=1e-5
+    )
+
+
+def test_the_report_names_all_that_is_needed_to_repeat_it(
+    workspace: Workspace, report: dict[str, Any], adapter: Artifact, result: Result
+) -> None:
+    assert report["adapter"] == {"path": adapter.path, "digest": adapter.digest}
+    assert report["dataset"]["path"] == "datasets/contracts" and report["dataset"]["leftOut"] == 0
+    assert report["predictions"]["digest"] == file_digest(workspace.path(report["predictions"]["path"]))
+    assert report["bleuSignature"] and report["versions"]["torch"] and report["settings"]["maxNewTokens"] == 12
+    assert report["retrieval"]["hitRate"]["value"] == 1
+    for artifact in result.artifacts:
+        assert file_digest(workspace.path(artifact.path)) == artifact.digest
+        assert artifact.path.startswith("reports/eval_contracts-lora_")
+
+
+def test_the_page_stands_alone_and_shows_both_models(workspace: Workspace, result: Result) -> None:
+    page = workspace.path(path_of(result, "page")).read_text()
+    assert "<svg" in page and "<th>base</th><th>tuned</th>" in page
+    assert "http" not in page and "src=" not in page
+    assert page.count("<caption>") == 4
+
+
+def test_the_result_fits_the_termination_message(result: Result) -> None:
+    assert len(result.measures) <= 24
+    assert json.loads(termination_message(result)) == result.to_dict()
+    assert all(float(measure.value) == float(measure.value) for measure in result.measures)
+
+
+def test_an_eval_run_measures_the_same_numbers(workspace: Workspace, adapter: Artifact, result: Result) -> None:
+    """Under its own kind, with the base model taken from the adapter's manifest."""
+    other = evaluate.run(tiny_training.work_of(workspace, eval_run(adapter, baseModel=None), stage="eval", uid="run-2"))
+
+    def numbers(found: Result) -> dict[str, str]:
+        return {measure.name: measure.value for measure in found.measures if measure.name != "seconds"}
+
+    assert numbers(other) == numbers(result)
+
+
+def test_without_an_adapter_the_base_is_measured_alone(workspace: Workspace) -> None:
+    job = eval_run(None, evaluation={"rag": False, "maxItems": 5, "metrics": ["f1"]})
+    found = evaluate.run(tiny_training.work_of(workspace, job, stage="eval", uid="run-3"))
+    names = {measure.name for measure in found.measures}
+    assert names == {"base.closedBook.f1", "baseNats", "unigramNats", "seconds"}
+    document = json.loads(workspace.path(path_of(found, "report")).read_text())
+    assert document["scores"]["base"]["closedBook"]["items"] == 5
+    assert document["heldOutText"]["unigramFittedOn"] == "the passages of the training rows"
+
+
+def test_the_unigram_beside_the_base_model_is_used(tmp_path: Path) -> None:
+    workspace = tiny_training.write_workspace(tmp_path / "workspace")
+    uniform = Unigram(tuple([5] * 458))
+    (workspace.path("base/tiny") / UNIGRAM_FILE).write_text(json.dumps(uniform.to_dict()))
+    job = eval_run(None, evaluation={"rag": False, "maxItems": 2, "maxNewTokens": 2})
+    found = evaluate.run(tiny_training.work_of(workspace, job, stage="eval"))
+    document = json.loads(workspace.path(path_of(found, "report")).read_text())
+    assert document["heldOutText"]["unigramFittedOn"] == "the base model's own training text"
+
+
+def test_another_prompt_template_is_refused(
+    workspace: Workspace, adapter: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompts, "ANSWER_OPENING", "\nA:")
+    with pytest.raises(BadData, match="OtherTemplate"):
+        evaluate.run(tiny_training.work_of(workspace, eval_run(adapter), stage="eval"))
+
+
+def test_another_base_model_is_refused(workspace: Workspace, adapter: Artifact) -> None:
+    tiny_training.write_base(workspace.path("base/other"), seed=2)
+    with pytest.raises(BadData, match="base/other is not the model"):
+        evaluate.run(
+            tiny_training.work_of(workspace, eval_run(adapter, baseModel={"path": "base/other"}), stage="eval")
+        )
+
+
+def test_another_adapter_is_refused(workspace: Workspace, adapter: Artifact) -> None:
+    other = adapter.model_copy(update={"digest": "f" * 64})
+    with pytest.raises(BadData, match="OtherAdapter"):
+        evaluate.run(tiny_training.work_of(workspace, eval_run(other), stage="eval"))
+
+
+def test_too_many_new_tokens_are_named(workspace: Workspace, adapter: Artifact) -> None:
+    with pytest.raises(UserMistake, match=r"evaluation\.maxNewTokens: .* of the 256"):
+        job = eval_run(adapter, evaluation={"maxNewTokens": 250})
+        evaluate.run(tiny_training.work_of(workspace, job, stage="eval"))
+
+
+def test_a_stop_is_heard_between_batches(workspace: Workspace, adapter: Artifact) -> None:
+    work = tiny_training.work_of(workspace, eval_run(adapter), stage="eval")
+    work.stop.set()
+    with pytest.raises(Stopped):
+        evaluate.run(work)
+
+
+def test_a_tampered_adapter_is_refused(tmp_path: Path, workspace: Workspace, adapter: Artifact) -> None:
+    copy = Workspace(_copied(workspace.root, tmp_path / "copy"))
+    write_json(copy.path(adapter.path) / "adapter_config.json", {})
+    with pytest.raises(BadData, match=r"adapter_config\.json: differs"):
+        evaluate.run(tiny_training.work_of(copy, eval_run(adapter), stage="eval"))
+
+
+def _copied(source: Path, target: Path) -> Path:
+    import shutil
+
+    shutil.copytree(source, target)
+    return target

@@ -1,0 +1,114 @@
+"""Likelihoods computed a second way, token by token and without batches."""
+
+import math
+from pathlib import Path
+
+import pytest
+import tiny_training
+import torch
+from mark_trainer.answers import answer, first_line
+from mark_trainer.base_model import load_tokenizer
+from mark_trainer.likelihood import IGNORED, Unigram, label_nats, text_nats
+from mark_trainer.prompts import PromptBuilder
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+QUESTIONS = ["Who?", "What shall the Author of Contract 7 do?", "What shall the Steward do under clause 3 of it all?"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    tiny_training.write_base(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def builder(folder: Path) -> PromptBuilder:
+    return PromptBuilder(load_tokenizer(folder), 200)
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> PreTrainedModel:
+    """With sharper predictions than fresh weights give, so that a wrong position would show."""
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    torch.manual_seed(3)
+    model.get_input_embeddings().weight.data.mul_(20)
+    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+    return model
+
+
+@torch.no_grad()
+def nats_one_by_one(model: PreTrainedModel, prompt: list[int], answer_ids: list[int]) -> float:
+    """Each token on its own, from the probabilities behind everything before it."""
+    total, seen = 0.0, list(prompt)
+    for token in answer_ids:
+        probabilities = model(input_ids=torch.tensor([seen])).logits[0, -1].double().softmax(-1)
+        total -= math.log(probabilities[token].item())
+        seen.append(token)
+    return total
+
+
+def test_answer_nats_are_those_of_one_token_after_another(model: PreTrainedModel, builder: PromptBuilder) -> None:
+    prompts = [builder.prompt(question).ids for question in QUESTIONS]
+    answers = [builder.answer(text) for text in ("pay no fee", "keep the notice in every copy", "x")]
+    examples = [(p + a, [IGNORED] * len(p) + a) for p, a in zip(prompts, answers, strict=True)]
+    for (nats, tokens), prompt, ids in zip(label_nats(model, examples), prompts, answers, strict=True):
+        assert tokens == len(ids)
+        assert nats == pytest.approx(nats_one_by_one(model, prompt, ids), abs=1e-4)
+
+
+def test_text_nats_start_anew_in_each_window(model: PreTrainedModel, builder: PromptBuilder) -> None:
+    ids = builder.encode("The Author shall pay no fee for private use. " * 3)[:20]
+    ((nats, tokens),) = text_nats(model, [ids], builder.tokenizer.bos_token_id)
+    assert tokens == 20
+    assert nats == pytest.approx(nats_one_by_one(model, [builder.tokenizer.bos_token_id], ids), abs=1e-4)
+
+
+def test_unigram_is_add_one_smoothed_frequency() -> None:
+    unigram = Unigram.fit([[0, 1, 1], [1]], vocabulary=3)
+    assert unigram.counts == (1, 3, 0)
+    assert unigram.nats([[1], [2, 0]]) == [
+        (pytest.approx(-math.log(4 / 7)), 1),
+        (pytest.approx(-math.log(1 / 7) - math.log(2 / 7)), 2),
+    ]
+
+
+def test_left_and_right_padding_agree(model: PreTrainedModel, builder: PromptBuilder) -> None:
+    """The same tokens with padding on either side have the same logits where generate() and training read them."""
+    prompts = [builder.prompt(question).ids for question in QUESTIONS]
+    longest = max(map(len, prompts))
+    for ids in prompts:
+        gap = longest - len(ids)
+        pad, zeros, ones = [builder.tokenizer.pad_token_id] * gap, [0] * gap, [1] * len(ids)
+        positions = torch.tensor([[0] * gap + list(range(len(ids)))])
+        with torch.no_grad():
+            right = model(input_ids=torch.tensor([ids + pad]), attention_mask=torch.tensor([ones + zeros])).logits
+            left = model(
+                input_ids=torch.tensor([pad + ids]),
+                attention_mask=torch.tensor([zeros + ones]),
+                position_ids=positions,
+            ).logits
+            alone = model(input_ids=torch.tensor([ids])).logits
+        torch.testing.assert_close(right[0, : len(ids)], alone[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(left[0, gap:], alone[0], atol=1e-4, rtol=1e-4)
+
+
+def test_batched_answers_are_those_of_each_question_alone(model: PreTrainedModel, builder: PromptBuilder) -> None:
+    prompts = [builder.prompt(question) for question in QUESTIONS]
+    together = answer(model, builder, prompts, max_new_tokens=8)
+    alone = [answer(model, builder, [prompt], max_new_tokens=8)[0] for prompt in prompts]
+    assert together == alone
+    assert len({one.text for one in together}) > 1
+    greedy = list(prompts[1].ids)
+    with torch.no_grad():
+        for _ in range(8):
+            greedy.append(int(model(input_ids=torch.tensor([greedy])).logits[0, -1].argmax()))
+    assert together[1].text == first_line(builder.decode(greedy[len(prompts[1].ids) :]))
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [(" pay no fee", "pay no fee"), ("\n\n pay\nQuestion: Who?", "pay"), ("", "")],
+)
+def test_an_answer_ends_with_its_line(written: str, read: str) -> None:
+    assert first_line(written) == read

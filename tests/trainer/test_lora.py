@@ -1,0 +1,280 @@
+"""The stage lora on a tiny real model: the same numbers as a plain loop, the same adapter after an interruption."""
+
+import json
+import logging
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_training
+import torch
+from mark_crds.stages import Lora
+from mark_trainer import base_model, checkpoints, lora
+from mark_trainer.audit import audit_adapter
+from mark_trainer.base_model import BaseModel
+from mark_trainer.dataset import Example, encode_rows, read_rows
+from mark_trainer.failures import Stopped, UserMistake
+from mark_trainer.likelihood import IGNORED
+from mark_trainer.outcome import adopt_own_result
+from mark_trainer.prompts import PromptBuilder
+from mark_trainer.publish import provenance_of, verify_folder
+from mark_trainer.workspace import Workspace, write_json
+from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
+from transformers import MambaConfig, MambaForCausalLM, TrainerCallback
+
+SETTINGS = tiny_training.job_input(lora={"dropout": "0"}).lora
+STEPS = 8
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return tiny_training.write_workspace(tmp_path / "workspace")
+
+
+def load(workspace: Workspace) -> BaseModel:
+    reference = tiny_training.job_input().base_model
+    assert reference is not None
+    return base_model.load(reference, workspace.root, torch.device("cpu"), torch.float32)
+
+
+def examples_of(workspace: Workspace, base: BaseModel) -> list[Example]:
+    rows = read_rows(workspace.path("datasets/contracts"), "train_sft.jsonl")
+    return encode_rows(rows, PromptBuilder(base.tokenizer, 188), max_length=200, seed=7).examples
+
+
+class Steps(TrainerCallback):
+    """Keeps what each step logs."""
+
+    def __init__(self) -> None:
+        self.loss: list[float] = []
+        self.gradient: list[float] = []
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if "loss" in logs:
+            self.loss.append(logs["loss"])
+            self.gradient.append(logs["grad_norm"])
+
+
+def train(workspace: Workspace, settings: Lora, output: Path) -> tuple[Steps, dict[str, torch.Tensor]]:
+    base, steps = load(workspace), Steps()
+    examples = examples_of(workspace, base)
+    model = lora.adapted(base, settings)
+    trainer = lora.make_trainer(model, base, settings, examples, steps=STEPS, output=output, callbacks=[steps])
+    trainer.train()
+    return steps, adapter_of(model)
+
+
+def adapter_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+
+
+def plain_loop(workspace: Workspace, settings: Lora) -> tuple[Steps, dict[str, torch.Tensor]]:
+    """The same training in plain torch: padded batches in order, token-weighted loss, clip, AdamW, warm-up and cosine."""
+    base, steps = load(workspace), Steps()
+    examples = examples_of(workspace, base)
+    model = lora.adapted(base, settings)
+    model.train()
+    weights = [value for value in model.parameters() if value.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=0.0, weight_decay=0.0)
+    warm_up = math.ceil(0.05 * STEPS)
+    for step in range(STEPS):
+        batch = examples[step * settings.batch_size : (step + 1) * settings.batch_size]
+        longest = max(len(example.ids) for example in batch)
+        ids = torch.tensor([example.ids + [0] * (longest - len(example.ids)) for example in batch])
+        labels = torch.tensor([example.labels + [IGNORED] * (longest - len(example.ids)) for example in batch])
+        mask = torch.tensor([[1] * len(example.ids) + [0] * (longest - len(example.ids)) for example in batch])
+        logits = model(input_ids=ids, attention_mask=mask).logits
+        loss = cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1))
+        loss.backward()
+        steps.loss.append(loss.item())
+        steps.gradient.append(torch.nn.utils.clip_grad_norm_(weights, 1.0).item())
+        progress = (step - warm_up) / (STEPS - warm_up)
+        factor = step / warm_up if step < warm_up else 0.5 * (1 + math.cos(math.pi * progress))
+        for group in optimizer.param_groups:
+            group["lr"] = float(settings.learning_rate) * factor
+        optimizer.step()
+        optimizer.zero_grad()
+    return steps, adapter_of(model)
+
+
+def test_loss_and_gradient_of_each_step_are_those_of_a_plain_loop(workspace: Workspace, tmp_path: Path) -> None:
+    ours, our_adapter = train(workspace, SETTINGS, tmp_path / "out")
+    plain, plain_adapter = plain_loop(workspace, SETTINGS)
+    assert len(ours.loss) == STEPS
+    assert ours.loss == pytest.approx(plain.loss, abs=1e-5)
+    assert ours.gradient == pytest.approx(plain.gradient, rel=1e-4)
+    for name, value in our_adapter.items():
+        torch.testing.assert_close(value, plain_adapter[name], atol=1e-4, rtol=1e-3)
+
+
+def test_accumulation_equals_a_large_batch(workspace: Workspace, tmp_path: Path) -> None:
+    """Answers differ in length, so this holds only if the loss is weighted by token over the whole step."""
+    small = SETTINGS.model_copy(update={"batch_size": 1, "gradient_accumulation_steps": 4})
+    large, large_adapter = train(workspace, SETTINGS, tmp_path / "large")
+    accumulated, small_adapter = train(workspace, small, tmp_path / "small")
+    assert accumulated.loss == pytest.approx(large.loss, abs=1e-5)
+    assert accumulated.gradient == pytest.approx(large.gradient, rel=1e-4)
+    for name, value in small_adapter.items():
+        torch.testing.assert_close(value, large_adapter[name], atol=1e-4, rtol=1e-3)
+
+
+def test_the_stage_publishes_adapter_logs_and_provenance(workspace: Workspace) -> None:
+    job = tiny_training.job_input()
+    work = tiny_training.work_of(workspace, job)
+    result = lora.run(work)
+    (artifact,) = result.artifacts
+    assert artifact.path == f"adapters/{artifact.digest}"
+    folder = workspace.path(artifact.path)
+    assert verify_folder(folder, artifact.path) == artifact.digest
+    assert {path.name for path in folder.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "manifest.json",
+    }
+    provenance = provenance_of(folder, artifact.path)
+    assert provenance["base"]["digest"] == base_model.folder_digest(workspace.path("base/tiny"))
+    assert provenance["dataset"]["digest"] == verify_folder(workspace.path("datasets/contracts"), "")
+    assert provenance["settings"] == job.lora.to_dict()
+    assert len(provenance["liveModules"]) == 2 * 7
+    assert str(workspace.root) not in (folder / "adapter_config.json").read_text()
+    logs = [json.loads(line) for line in (work.run_folder / "logs/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logs] == list(range(1, 17))
+    assert logs[-1]["epoch"] == 2 and logs[-1]["loss"] < logs[0]["loss"]
+    assert list((work.run_folder / "logs/tensorboard").glob("events.*"))
+    assert [path.name for path in sorted((work.run_folder / "checkpoints").iterdir())] == ["step-15", "step-16"]
+    values = {measure.name: measure.value for measure in result.measures}
+    assert values["steps"] == "16" and values["family"] == "transformer"
+
+
+class StopAt:
+    """Asks the stage to end once a step is done, as SIGTERM does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.stop = None
+
+    def report(self, step: int, steps: int, **measures: float) -> None:
+        if step == self.step:
+            self.stop.set()
+
+
+def test_an_interrupted_run_ends_with_the_adapter_of_a_straight_one(workspace: Workspace) -> None:
+    """Bit for bit, with dropout on, across an epoch's end: the digest is over the weights."""
+    job = tiny_training.job_input(lora={"dropout": "0.1", "gradientAccumulationSteps": 2, "epochs": 3})
+    straight = lora.run(tiny_training.work_of(workspace, job, uid="straight"))
+    shutil.rmtree(workspace.path("adapters"))
+    for attempt, step in ((1, 3), (2, 6)):
+        stopper = StopAt(step - 1)  # heard at the end of the step after
+        work = tiny_training.work_of(workspace, job, uid="halting", attempt=attempt)
+        object.__setattr__(work, "progress", stopper)
+        stopper.stop = work.stop
+        torch.manual_seed(random.randrange(1000))
+        with pytest.raises(Stopped, match=rf"kept step {step} of 12"):
+            lora.run(work)
+    last = lora.run(tiny_training.work_of(workspace, job, uid="halting", attempt=3))
+    assert last.artifacts == straight.artifacts
+    logs = workspace.path("runs/halting/logs/metrics.jsonl")
+    steps = [json.loads(line)["step"] for line in logs.read_text().splitlines()]
+    assert steps == list(range(1, 13))
+
+
+def test_a_stopped_run_that_goes_on_with_other_settings_starts_anew(
+    workspace: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    stopper = StopAt(3)
+    work = tiny_training.work_of(workspace, tiny_training.job_input())
+    object.__setattr__(work, "progress", stopper)
+    stopper.stop = work.stop
+    with pytest.raises(Stopped):
+        lora.run(work)
+    other = tiny_training.job_input(lora={"learningRate": "0.02"})
+    with caplog.at_level(logging.WARNING):
+        lora.run(tiny_training.work_of(workspace, other, attempt=2))
+    assert "belongs to other data or settings" in caplog.text
+
+
+def test_sigterm_keeps_a_checkpoint_and_exits_with_75(workspace: Workspace, tmp_path: Path) -> None:
+    job = tiny_training.job_input(lora={"epochs": 400})
+    write_json(tmp_path / "job.json", job.to_dict())
+    message = tmp_path / "message"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "mark_trainer", "run", "--stage", "lora", "--run-uid", "run-1"),
+            *("--input", str(tmp_path / "job.json"), "--workspace", str(workspace.root)),
+            *("--termination-message", str(message)),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "loss" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    process.stdout.read()
+    assert process.wait(60) == 75
+    result = json.loads(message.read_text())
+    assert (result["outcome"], result["reason"]) == ("Stopped", "StoppedAfterCheckpoint")
+    newest = max((workspace.path("runs/run-1/checkpoints")).iterdir(), key=checkpoints.step_of)
+    assert f"kept step {checkpoints.step_of(newest)} of" in result["message"]
+    verify_folder(newest, newest.name)
+    assert adopt_own_result(tiny_training.work_of(workspace, job)) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lora": {"epochs": 0}}, r"lora\.epochs"),
+        ({"lora": {"maxLength": 512}}, r"lora\.maxLength: 512 is more than the 256"),
+        ({"evaluation": {"maxNewTokens": 190}}, r"evaluation\.maxNewTokens"),
+        ({"baseModel": {"path": "base/none"}}, r"baseModel\.path: base/none"),
+        ({"baseModel": None}, r"baseModel"),
+    ],
+    ids=["epochs", "length", "room", "path", "none"],
+)
+def test_a_mistake_is_named_with_its_field(workspace: Workspace, changes: dict, words: str) -> None:
+    with pytest.raises(UserMistake, match=words):
+        lora.run(tiny_training.work_of(workspace, tiny_training.job_input(**changes)))
+
+
+@pytest.mark.parametrize(("targets", "live"), [(("in_proj",), True), (("in_proj", "dt_proj"), False)])
+def test_a_dead_adapter_is_refused(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, targets: tuple[str, ...], live: bool
+) -> None:
+    """Mamba reads dt_proj's weight without calling the layer: an adapter there would train nothing."""
+    base = load(workspace)
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=len(base.tokenizer), hidden_size=32, num_hidden_layers=2))
+    monkeypatch.setitem(lora.TARGET_MODULES, "mamba", targets)
+    model = lora.adapted(BaseModel(mamba, base.tokenizer, base.folder, base.digest), SETTINGS)
+    example = examples_of(workspace, base)[0]
+    if live:
+        assert len(audit_adapter(model, example)) == 2
+        return
+    with pytest.raises(UserMistake, match=r"dt_proj\.lora_"):
+        audit_adapter(model, example)
+
+
+def test_the_audit_leaves_model_and_random_numbers_alone(workspace: Workspace) -> None:
+    base = load(workspace)
+    model = lora.adapted(base, SETTINGS.model_copy(update={"dropout": "0.5"}))
+    before, state = adapter_of(model), torch.get_rng_state()
+    audit_adapter(model, examples_of(workspace, base)[0])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in adapter_of(model).items())
+    assert all(value.grad is None for value in model.parameters())
+
+
+def test_the_saved_adapter_is_the_trained_one(workspace: Workspace) -> None:
+    result = lora.run(tiny_training.work_of(workspace, tiny_training.job_input()))
+    saved = load_file(workspace.path(result.artifacts[0].path) / "adapter_model.safetensors")
+    newest = workspace.path("runs/run-1/checkpoints/step-16/adapter_model.safetensors")
+    kept = load_file(newest)
+    assert saved.keys() == kept.keys() and all(torch.equal(saved[name], kept[name]) for name in saved)
