@@ -8,6 +8,7 @@ import secrets
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,7 +40,7 @@ def main() -> None:
 
 async def serve(settings: Settings) -> int:
     """Run until told to stop; 0 after a signal, 1 when something broke and a fresh process should try again."""
-    working = asyncio.create_task(_work(settings))
+    working = asyncio.create_task(_work(settings, lambda: working.cancel()))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, working.cancel)
     try:
         await working
@@ -51,7 +52,7 @@ async def serve(settings: Settings) -> int:
     return 0
 
 
-async def _work(settings: Settings) -> None:
+async def _work(settings: Settings, stop: Callable[[], object]) -> None:
     """Serve probes and progress, and watch while this replica leads. Whatever ends, ends all."""
     async with AsyncExitStack() as closing:
         cluster = await Cluster.connect()
@@ -65,7 +66,7 @@ async def _work(settings: Settings) -> None:
         health.watch_lease(lambda: lease.held)
         health.ready()
         reconciler = Reconciler(cluster, settings, _now, authority)
-        await lease.lead(lambda: watch(cluster, settings, reconciler, health))
+        await lease.lead(lambda: watch(cluster, settings, reconciler, health, stop))
 
 
 async def _serve_progress(cluster: Cluster, settings: Settings, closing: AsyncExitStack) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 import kopf
 from mark_crds import names
 
-from mark_operator.seen import RunKey, key_from_labels
+from mark_operator.seen import RunKey, is_settled, key_from_labels
 
 CREDENTIALS_LAST = timedelta(minutes=10)
 CHILDREN = (("batch", "v1", "jobs"), ("", "v1", "pods"))
@@ -23,7 +23,8 @@ def registry(look_at: Callable[[RunKey], None], heard: Callable[[], None]) -> ko
 
     async def on_run(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 - kopf names it
         heard()
-        look_at(RunKey(body["kind"], body["metadata"]["namespace"], body["metadata"]["name"]))
+        if not is_settled(body):
+            look_at(RunKey(body["kind"], body["metadata"]["namespace"], body["metadata"]["name"]))
 
     async def on_child(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 - kopf names it
         heard()

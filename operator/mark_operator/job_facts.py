@@ -37,7 +37,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Stopping:
-    """The Job is failing or being deleted; Pods may still work."""
+    """The end has begun, but the Job has not said so yet; Pods may still work."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,9 @@ def _terminated(pod: Body) -> Body:
 def _active(pods: list[Body]) -> Fact:
     if any("running" in _trainer(pod).get("state", {}) for pod in pods):
         return Running()
-    reasons = [_why_waiting(pod) for pod in pods if pod_is_live(pod)]
+    if any(_terminated(pod) or not pod_is_live(pod) for pod in pods):
+        return Stopping()
+    reasons = [_why_waiting(pod) for pod in pods]
     return Waiting(next((reason for reason in reasons if reason), "its Pod is being created"))
 
 

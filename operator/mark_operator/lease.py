@@ -61,14 +61,14 @@ class Lease:
         try:
             found = await self._cluster.get("Lease", self._namespace, self._name)
             if found is None:
-                await self._cluster.create(self._object({}, 0))
+                await self._cluster.create(self._object({}, {"leaseTransitions": 0}))
                 return True
             spec = found.get("spec", {})
             mine = spec.get("holderIdentity") == self._identity
             if not mine and not self._is_free(spec):
                 return False
-            changes = spec.get("leaseTransitions", 0) + (not mine)
-            await self._cluster.replace(self._object(found["metadata"], changes))
+            kept = spec if mine else {"leaseTransitions": spec.get("leaseTransitions", 0) + 1}
+            await self._cluster.replace(self._object(found["metadata"], kept))
         except ApiError as error:
             if not error.is_transient and not error.exists_already:
                 raise
@@ -97,19 +97,15 @@ class Lease:
         except ApiError as error:
             log.warning("the Lease %s was not given back: %s", self._name, error)
 
-    def _object(self, metadata: Body, transitions: int) -> Body:
+    def _object(self, metadata: Body, kept: Body) -> Body:
+        """The Lease, held by us and renewed now."""
         now = datetime.now(UTC).strftime(TIME_FORMAT)
+        mine = {"holderIdentity": self._identity, "leaseDurationSeconds": self._timings.lease_seconds, "renewTime": now}
         return {
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
             "metadata": {**metadata, "name": self._name, "namespace": self._namespace},
-            "spec": {
-                "holderIdentity": self._identity,
-                "leaseDurationSeconds": self._timings.lease_seconds,
-                "acquireTime": now,
-                "renewTime": now,
-                "leaseTransitions": transitions,
-            },
+            "spec": {"acquireTime": now, **kept, **mine},
         }
 
 

@@ -35,9 +35,11 @@ SENTENCES = {
     "Starting": "Stage {stage}, attempt {attempt}: {detail}",
     "Running": "Stage {stage}, attempt {attempt} is running in Job {job}",
     "Waiting": "Stage {stage}, attempt {attempt}, waits in Job {job}: {detail}",
-    "Stopping": "Stage {stage}, attempt {attempt}: the Pods of Job {job} are stopping",
+    "Stopping": "Stage {stage}, attempt {attempt}: the Pods of Job {job} are ending",
     "StageDone": "Stage {stage} is done; the next one follows",
     "Queued": "Job {job} of stage {stage} waits for admission by queue {queue}",
+    "HeldByOther": "Job {job} of stage {stage} was suspended by another controller; if that is a queue, name it in "
+    "spec.queueName",
     "Suspended": "spec.suspend is true, so no Pod runs; set it to false to go on with stage {stage}",
     "WaitingForPods": "Pods of an earlier run or attempt of this name still exist: {pods}. Stage {stage} starts "
     "when they are gone",

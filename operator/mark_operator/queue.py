@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 WORKERS = 16
 FIRST_PAUSE_SECONDS = 0.5
-LONGEST_PAUSE_SECONDS = 300.0
+LONGEST_PAUSE_SECONDS = 60.0
 
 Key = TypeVar("Key", bound=Hashable)
 

@@ -65,7 +65,8 @@ class Reconciler:
             await self._write_model(write, body)
 
     async def _see(self, key: RunKey, run: Body) -> Seen:
-        if "startedAt" not in run.get("status", {}):
+        status, cleans_up = run.get("status", {}), "ttlSecondsAfterFinished" in run["spec"]
+        if "startedAt" not in status or ("finishedAt" in status and not cleans_up):
             return Seen(key, run, models=await self._models(key, run), authority=self._authority)
         labels = {names.KIND_LABEL: key.kind, names.RUN_LABEL: key.name}
         plan_name = names.plan_name(key.kind, key.name)

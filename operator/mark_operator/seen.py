@@ -1,5 +1,6 @@
 """What one look at the cluster found, as frozen facts. It must hold no rule."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -105,3 +106,10 @@ def key_from_labels(namespace: str, labels: dict[str, str]) -> RunKey | None:
     if kind not in names.KIND_LETTERS or not name:
         return None
     return RunKey(kind, namespace, name)
+
+
+def is_settled(body: Mapping[str, Any]) -> bool:
+    """Whether a run has ended, its status is of its newest generation, and no clean-up is asked for."""
+    status, spec = body.get("status", {}), body.get("spec", {})
+    current = status.get("observedGeneration") == body["metadata"].get("generation")
+    return "finishedAt" in status and current and "ttlSecondsAfterFinished" not in spec

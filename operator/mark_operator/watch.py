@@ -3,6 +3,8 @@ missed."""
 
 import asyncio
 import logging
+import signal
+from collections.abc import Callable
 
 import kopf
 from mark_crds import names
@@ -12,7 +14,7 @@ from mark_operator.handlers import registry, watch_settings
 from mark_operator.health import Health
 from mark_operator.queue import Queue
 from mark_operator.reconcile import Reconciler
-from mark_operator.seen import Body, RunKey
+from mark_operator.seen import RunKey, is_settled
 from mark_operator.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -20,17 +22,22 @@ log = logging.getLogger(__name__)
 LIST_PAUSE_SECONDS = 5.0
 
 
-async def watch(cluster: Cluster, settings: Settings, reconciler: Reconciler, health: Health) -> None:
+async def watch(
+    cluster: Cluster, settings: Settings, reconciler: Reconciler, health: Health, stop: Callable[[], object]
+) -> None:
     """Look at runs until the process is told to stop. Ends when kopf ends: it is made to crash rather than to limp."""
     queue: Queue[RunKey] = Queue(health.timed(reconciler.look_at))
     health.watch_queue(lambda: len(queue))
     await _list_until_it_works(cluster, settings, queue, health)
-    background = [asyncio.create_task(queue.run()), asyncio.create_task(_relist(cluster, settings, queue, health))]
+    started = asyncio.Event()
+    works = (queue.run(), _relist(cluster, settings, queue, health), _take_signal_back(started, stop))
+    background = [asyncio.create_task(work) for work in works]
     try:
         await kopf.operator(
             registry=registry(queue.add, health.heard),
             settings=watch_settings(),
             standalone=True,
+            ready_flag=started,
             clusterwide=not settings.watch_namespaces,
             namespaces=settings.watch_namespaces,
         )
@@ -38,6 +45,13 @@ async def watch(cluster: Cluster, settings: Settings, reconciler: Reconciler, he
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
+
+
+async def _take_signal_back(started: asyncio.Event, stop: Callable[[], object]) -> None:
+    """kopf takes SIGTERM over, and then waits seconds for tasks that are not its own.
+    Cancelled instead, it ends at once."""
+    await started.wait()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
 
 
 async def _list_until_it_works(cluster: Cluster, settings: Settings, queue: Queue[RunKey], health: Health) -> None:
@@ -67,10 +81,3 @@ async def list_runs(cluster: Cluster, settings: Settings, queue: Queue[RunKey], 
                 if not is_settled(body):
                     queue.add(RunKey(kind, body["metadata"]["namespace"], body["metadata"]["name"]))
     health.count_runs(states)
-
-
-def is_settled(body: Body) -> bool:
-    """Whether a run has ended, its status is of its newest generation, and no clean-up is asked for."""
-    status, spec = body.get("status", {}), body.get("spec", {})
-    current = status.get("observedGeneration") == body["metadata"].get("generation")
-    return "finishedAt" in status and current and "ttlSecondsAfterFinished" not in spec

@@ -146,8 +146,12 @@ def _suspension(view: View, attempt: Attempt, job: Body) -> Decision | None:
     Where a queue admits Jobs, the field is the queue's: the Job gives way to a new attempt."""
     held = bool(job["spec"].get("suspend"))
     if attempt.queue is None:
+        # What another controller holds is not ours to let go.
+        ours = view.suspended or view.status.state == "Suspended"
         return (
-            None if held == view.suspended else Decision(suspend=(Suspension(attempt.job, view.suspended),), again_in=1)
+            Decision(suspend=(Suspension(attempt.job, view.suspended),), again_in=1)
+            if held != view.suspended and ours
+            else None
         )
     if not view.suspended or "deletionTimestamp" in job["metadata"]:
         return None
@@ -172,7 +176,8 @@ def _with_job(view: View, attempt: Attempt, fact: Fact) -> Decision:
         case Held() if view.suspended:
             status = _under_way(view, attempt, "Suspended", note("Suspended", stage=attempt.stage))
         case Held():
-            why = note("Queued", job=attempt.job, stage=attempt.stage, queue=attempt.queue or "none")
+            held = note("HeldByOther", **facts)
+            why = note("Queued", **facts, queue=attempt.queue) if attempt.queue else held
             status = _under_way(view, attempt, "Queued", why)
     return Decision(status=status, again_in=view.settings.timings.active_seconds)
 

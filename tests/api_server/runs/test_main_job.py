@@ -179,6 +179,7 @@ def test_a_tampered_plan_stops_the_run(bench: Any) -> None:
     stored["data"]["jobs.json"] = stored["data"]["jobs.json"].replace("mark-trainer", "evil-trainer")
     kept = {key: stored["metadata"][key] for key in ("name", "labels", "ownerReferences")}
     bench.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": kept, "data": stored["data"], "immutable": True})
+    bench.patch("trainingrun", "run", {"spec": {"suspend": True}})
     status = bench.wait_for_state("Failed")
     assert condition(status, "Stalled")["reason"] == "PlanTampered"
     assert bench.jobs() == []
