@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,10 +27,12 @@ class Ending:
     after_seconds: float = 0.1
 
 
-Script = Callable[[str, int], Ending]
+# The ending for a stage, an attempt and the turn: 1 for the attempt's first Pods, 2 for those after a suspension.
+Script = Callable[[str, int, int], Ending]
+NEVER = 3600.0
 
 
-def done(stage: str, _attempt: int = 1) -> Ending:
+def done(stage: str, _attempt: int = 1, _turn: int = 1) -> Ending:
     """The ending of a stage that does its work."""
     kinds = {"ingest": "collection", "dataPrep": "dataset", "lora": "adapter", "eval": "report"}
     paths = {"collection": "chroma", "dataset": "datasets/abc", "adapter": "adapters/abc", "report": "reports/eval.json"}
@@ -62,6 +65,8 @@ class PretendKubelet:
         self._script = script
         self._look_every = look_every
         self._due: dict[str, float] = {}
+        self._endings: dict[str, Ending] = {}
+        self._turns: Counter[str] = Counter()
 
     async def run(self) -> None:
         while True:
@@ -83,13 +88,16 @@ class PretendKubelet:
             await self._rest.post(f"{self._pods}/{name}/binding", binding)
         elif phase == "Pending":
             await self._start(name)
-            self._due[uid] = now + self._ending(pod).after_seconds
-        elif phase == "Running" and now >= self._due.get(uid, now):
-            await self._end(name, self._ending(pod))
+            self._endings[uid] = self._ending(pod)
+            self._due[uid] = now + self._endings[uid].after_seconds
+        elif phase == "Running" and now >= self._due[uid]:
+            await self._end(name, self._endings[uid])
 
     def _ending(self, pod: dict[str, Any]) -> Ending:
         labels = pod["metadata"]["labels"]
-        return self._script(labels[names.STAGE_LABEL], int(labels[names.ATTEMPT_LABEL]))
+        place = f"{labels['job-name']}/{labels['batch.kubernetes.io/job-completion-index']}"
+        self._turns[place] += 1
+        return self._script(labels[names.STAGE_LABEL], int(labels[names.ATTEMPT_LABEL]), self._turns[place])
 
     async def _start(self, name: str) -> None:
         state = {"running": {"startedAt": _now()}}

@@ -2,13 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mark_crds import names
 from mark_crds.job_output import ExitCode
 
-from pretend_kubelet import Ending, Script, done, trouble
+from pretend_kubelet import NEVER, Ending, Script, done, trouble
 from rest import Rest
 
 CLAIM = "mark-workspace"
@@ -128,22 +128,24 @@ async def _delete(person: Person) -> None:
     await person.delete()
 
 
-def _bad_data(stage: str, attempt: int) -> Ending:
+def _bad_data(stage: str, attempt: int, turn: int) -> Ending:
     return trouble(stage, ExitCode.BAD_DATA, "EmptyCorpus", "no PDF file in folder corpus") if stage == "dataPrep" else done(stage)
 
 
-def _one_retry(stage: str, attempt: int) -> Ending:
+def _one_retry(stage: str, attempt: int, turn: int) -> Ending:
     return trouble(stage, ExitCode.MACHINE_TROUBLE) if stage == "lora" and attempt == 1 else done(stage)
 
 
-def _one_eviction(stage: str, attempt: int) -> Ending:
+def _one_eviction(stage: str, attempt: int, turn: int) -> Ending:
     return Ending(exit_code=137, reason="Error", disrupted=True) if stage == "lora" and attempt == 1 else done(stage)
 
 
-def _long_lora(stage: str, attempt: int) -> Ending:
-    ending = done(stage)
-    seconds = 2.0 if stage == "lora" else ending.after_seconds
-    return Ending(ending.exit_code, ending.result, ending.reason, ending.disrupted, seconds)
+def _endless_lora(stage: str, attempt: int, turn: int) -> Ending:
+    return replace(done(stage), after_seconds=NEVER) if stage == "lora" else done(stage)
+
+
+def _endless_until_suspended(stage: str, attempt: int, turn: int) -> Ending:
+    return _endless_lora(stage, attempt, turn) if turn == 1 else done(stage)
 
 
 WORKLOADS = (
@@ -151,10 +153,10 @@ WORKLOADS = (
     Workload("run", _to_success),
     Workload("fail", _to_failure, _bad_data),
     Workload("retry", _to_success, _one_retry),
-    Workload("suspend", _suspend_and_resume, _long_lora),
+    Workload("suspend", _suspend_and_resume, _endless_until_suspended),
     Workload("evict", _to_success, _one_eviction),
-    Workload("cancel", _cancel, _long_lora),
-    Workload("delete", _delete, _long_lora),
+    Workload("cancel", _cancel, _endless_lora),
+    Workload("delete", _delete, _endless_lora),
     Workload("multi-node", _to_success, spec={"resources": {"nodes": 2, "cpu": "1", "memory": "1Gi"}}),
     Workload("evaluate", _to_success, kind="EvalRun"),
 )
