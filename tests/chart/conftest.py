@@ -9,6 +9,8 @@ import yaml
 from mark_operator.generate import CHART, find_helm
 
 Rendered = list[dict[str, Any]]
+# The CRDs are long; the C loader reads them ten times faster.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +41,6 @@ def render(template: Callable[..., subprocess.CompletedProcess[str]]) -> Callabl
     def objects(*values: str, release: str = "mark-operator") -> Rendered:
         done = template(*values, release=release)
         assert done.returncode == 0, done.stderr
-        return [document for document in yaml.safe_load_all(done.stdout) if document]
+        return [document for document in yaml.load_all(done.stdout, LOADER) if document]
 
     return objects

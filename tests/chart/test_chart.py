@@ -216,6 +216,20 @@ def test_pod_dry_run_is_a_right_of_its_own(render) -> None:
     assert "create" not in pod_verbs("plan.dryRunPods=false")
 
 
+def test_roles_for_people_join_the_clusters_own(render) -> None:
+    def joined(*values: str) -> dict[str, list[str]]:
+        roles = [o["metadata"] for o in render(*values) if o["kind"] == "ClusterRole"]
+        prefix = "rbac.authorization.k8s.io/aggregate-to-"
+        found = {
+            role["name"]: [key.removeprefix(prefix) for key in role["labels"] if key.startswith(prefix)]
+            for role in roles
+        }
+        return {name: into for name, into in found.items() if into}
+
+    assert joined() == {"mark-viewer": ["view"], "mark-author": ["edit"], "mark-admin": ["admin"]}
+    assert joined("userRoles.aggregate=false") == {}
+
+
 def test_release_name_is_part_of_every_name(render) -> None:
     objects = render(release="research")
     for document in objects:

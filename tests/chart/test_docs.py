@@ -7,7 +7,9 @@ import pytest
 from mark_operator.messages import SENTENCES
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "docs" / name for name in ("runbook.md", "install.md", "opt-in.md")] + [ROOT / "manifests" / "gitops" / "README.md"]
+DOCUMENTS = [ROOT / "docs" / name for name in ("runbook.md", "install.md", "opt-in.md")] + [
+    ROOT / "manifests" / "gitops" / "README.md"
+]
 
 
 def sections() -> dict[str, str]:
