@@ -61,7 +61,9 @@ def planned_run(**status: Any) -> dict[str, Any]:
 def refused_run() -> dict[str, Any]:
     """A run whose plan has failed checks."""
     run = planned_run()
-    run["status"]["plan"]["checks"] += [check("quota", "Failed", "gpus leaves 0 of requests.nvidia.com/gpu, 2 are needed; ask for less")]
+    run["status"]["plan"]["checks"] += [
+        check("quota", "Failed", "gpus leaves 0 of requests.nvidia.com/gpu, 2 are needed; ask for less")
+    ]
     return run
 
 
@@ -108,7 +110,9 @@ def succeeded_run() -> dict[str, Any]:
     run = running_run()
     status = run["status"]
     status |= {"state": "Succeeded", "stage": "eval", "finishedAt": "2026-05-04T10:25:00Z"}
-    status["stages"][3] = stage("lora", "Succeeded", "2026-05-04T10:13:00Z", "2026-05-04T10:21:00Z", loss="1.9", tokens="400000")
+    status["stages"][3] = stage(
+        "lora", "Succeeded", "2026-05-04T10:13:00Z", "2026-05-04T10:21:00Z", loss="1.9", tokens="400000"
+    )
     status["stages"][4] = stage("eval", "Succeeded", "2026-05-04T10:21:00Z", "2026-05-04T10:25:00Z")
     status["conditions"] = [condition("Succeeded", "True", "Succeeded", "All 5 stages are done")]
     status["result"] = {
@@ -165,9 +169,13 @@ def report() -> dict[str, Any]:
     for condition_name, values in grid.items():
         for model, value in zip(scores, values, strict=True):
             metrics = ("exactMatch", "f1", "rougeL", "bleu", "sentenceBleu")
-            scores[model][condition_name] = {"items": 40, **{m: estimate(value + n / 100, 0.05) for n, m in enumerate(metrics)}}
+            scores[model][condition_name] = {
+                "items": 40,
+                **{m: estimate(value + n / 100, 0.05) for n, m in enumerate(metrics)},
+            }
     nats = {
-        name: {"base": estimate(4.2, 0.2), "tuned": estimate(3.7, 0.2), "difference": estimate(-0.5, 0.12)} for name in grid
+        name: {"base": estimate(4.2, 0.2), "tuned": estimate(3.7, 0.2), "difference": estimate(-0.5, 0.12)}
+        for name in grid
     }
     return {
         "formatVersion": 1,
@@ -224,10 +232,19 @@ def planned_stage(name: str, gpus: int) -> dict[str, Any]:
     return {"stage": name, "job": job, "image": image, "nodes": gpus or 1, "gpus": gpus, "cpu": "8", "memory": "64Gi"}
 
 
-def stage(name: str, state: str, started: str = "", finished: str = "", attempt: int = 1, **measures: str) -> dict[str, Any]:
+def stage(
+    name: str, state: str, started: str = "", finished: str = "", attempt: int = 1, **measures: str
+) -> dict[str, Any]:
     times = {key: value for key, value in (("startedAt", started), ("finishedAt", finished)) if value}
     rows = [{"name": key, "value": value} for key, value in measures.items()]
-    return {"stage": name, "state": state, "job": f"contracts-lora-t-{name}", "attempt": attempt, **times, "measures": rows}
+    return {
+        "stage": name,
+        "state": state,
+        "job": f"contracts-lora-t-{name}",
+        "attempt": attempt,
+        **times,
+        "measures": rows,
+    }
 
 
 def estimate(value: float, half: float) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """`mark models`: the registry of a namespace."""
 
 import click
-
 from mark_crds.shared import BaseModelReference
 
 from mark_operator.cli.errors import NotFoundError

@@ -21,7 +21,13 @@ _STYLES = {
     "Running": "cyan",
 }
 # What stands in the screen's other lines anyway.
-_SAID_ELSEWHERE = {("Planned", "True"), ("Ready", "True"), ("Stalled", "False"), ("Progressing", "True")}
+_SAID_ELSEWHERE = {
+    ("Planned", "True"),
+    ("Confirmed", "True"),
+    ("Ready", "True"),
+    ("Stalled", "False"),
+    ("Succeeded", "Unknown"),
+}
 
 
 def status_view(run: Json, now: datetime) -> RenderableType:
@@ -99,11 +105,10 @@ def _is_running(status: Json) -> bool:
 
 def _telling(status: Json) -> list[Json]:
     """The conditions that say something which the rest of the screen does not."""
-    conditions = status.get("conditions", [])
-    seen: set[str] = set()
+    seen = {stage["failure"]["message"] for stage in status.get("stages", []) if stage.get("failure")}
     telling = []
-    for condition in conditions:
-        if (condition["type"], condition["status"]) in _SAID_ELSEWHERE and len(conditions) > 1:
+    for condition in status.get("conditions", []):
+        if (condition["type"], condition["status"]) in _SAID_ELSEWHERE or condition["reason"] == "Running":
             continue
         if condition.get("message") and condition["message"] not in seen:
             seen.add(condition["message"])
@@ -112,9 +117,8 @@ def _telling(status: Json) -> list[Json]:
 
 
 def _condition_line(condition: Json) -> Text:
-    mark = {"True": "yes", "False": "no", "Unknown": "not yet"}[condition["status"]]
-    line = Text(f"{condition['type']}: {mark}", style="bold" if condition["type"] == "Stalled" else "")
-    return line.append(f" ({condition['reason']}) {condition['message']}")
+    line = Text(f"{condition['type']}={condition['status']} ({condition['reason']}): ")
+    return line.append(condition["message"])
 
 
 def _failure(status: Json) -> Iterator[RenderableType]:
