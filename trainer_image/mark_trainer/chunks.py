@@ -15,10 +15,12 @@ Span = tuple[int, int]
 
 # Words whose full stop ends no sentence.
 _ABBREVIATION = re.compile(
-    r"(?:\b(?:e\.g|i\.e|cf|etc|vs?|no|nos|art|sec|inc|ltd|corp|co|mr|ms|dr|st|jan|feb|aug|sept|oct|nov|dec)"
+    r"(?:\b(?:e\.g|i\.e|cf|etc|vs?|inc|ltd|corp|co|mr|ms|dr|st|jan|feb|aug|sept|oct|nov|dec)"
     r"|\b[A-Z]|(?:^|\s)\(?[0-9]{1,3}(?:\.[0-9]+)*|(?:^|\s)[a-zA-Z])\.$",
     re.IGNORECASE,
 )
+# Those only in front of a number.
+_NUMBERED = re.compile(r"\b(?:nos?|arts?|secs?|figs?|pp?)\.\s+[0-9]", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*(?=\s+[\"'“‘(\[]?[A-Z0-9])")
 
 
@@ -93,11 +95,17 @@ def _sentences(text: str) -> Iterator[Span]:
     for paragraph in text.split("\n"):
         start = 0
         for mark in _SENTENCE_END.finditer(paragraph):
-            if not _ABBREVIATION.search(paragraph[start : mark.start() + 1]):
+            if not _is_abbreviated(paragraph, start, mark.start() + 1):
                 yield from _stripped(text, offset + start, offset + mark.end())
                 start = mark.end()
         yield from _stripped(text, offset + start, offset + len(paragraph))
         offset += len(paragraph) + 1
+
+
+def _is_abbreviated(paragraph: str, start: int, stop: int) -> bool:
+    """Whether the full stop before `stop` belongs to an abbreviation."""
+    numbered = _NUMBERED.search(paragraph, max(start, stop - 5), stop + 5)
+    return bool(_ABBREVIATION.search(paragraph[start:stop])) or (numbered is not None and numbered.start() < stop)
 
 
 def _stripped(text: str, start: int, end: int) -> Iterator[Span]:

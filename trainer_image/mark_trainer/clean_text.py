@@ -19,7 +19,7 @@ _LIGATURES = str.maketrans(
 _SPACES = re.compile(r"[\s\u00a0\u2000-\u200a\u202f\u205f\u3000]+")
 _INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u2028-\u202e\u2060\ufeff\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _MARKER = re.compile(r"(\(?([0-9]{1,3}|[a-zA-Z]|[ivxIVX]{1,4})[.)]|[0-9]+(\.[0-9]+)+\.?|[•*–-])\s")
-_PAGE_NUMBER = re.compile(r"(.*\bpage\s+)?#(\s*(of|/)\s*#)?", re.IGNORECASE)
+_PAGE_NUMBER = re.compile(r"(.*\bpage\s+)?[0-9]+(\s*(of|/)\s*[0-9]+)?", re.IGNORECASE)
 _TERMINAL = re.compile(r"[.;:!?][\"'”’)\]]*$")
 # Running lines stand in this share of the page, at its top and at its bottom.
 _MARGIN_ZONE = 0.12
@@ -63,7 +63,8 @@ def clean(pages: Sequence[Page]) -> CleanText:
     """The text of a document. An empty page begins where the next one does."""
     pages = without_running_lines([_tidied(page) for page in pages])
     words = Counter(word for page in pages for line in page.lines for word in _words(line.text))
-    text, starts = _GrowingText(words), []
+    text = _GrowingText(words)
+    starts: list[int | None] = []
     gutter = None
     for page in pages:
         start = None
@@ -74,23 +75,31 @@ def clean(pages: Sequence[Page]) -> CleanText:
             for line in column:
                 offset = text.add(line, right, leading)
                 start = offset if start is None else start
-        starts.append(text.length if start is None else start)
-    return CleanText(text="".join(text.parts), page_starts=tuple(starts))
+        starts.append(start)
+    following, page_starts = text.length, []
+    for start in reversed(starts):
+        following = following if start is None else start
+        page_starts.append(following)
+    return CleanText(text="".join(text.parts), page_starts=tuple(reversed(page_starts)))
 
 
 def without_running_lines(pages: Sequence[Page]) -> list[Page]:
     """The pages without headers and footers: lines in the margins that repeat, and page numbers."""
     counts: Counter[tuple[str, int]] = Counter()
-    for page in pages:
-        counts.update({_place(line) for line in page.lines if _in_margin(line, page)})
+    for number, page in enumerate(pages):
+        counts.update({place for line in page.lines if _in_margin(line, page) for place in _places(line, number)})
     needed = max(2, (len(pages) + 1) // 2)
 
-    def runs(line: Line, page: Page) -> bool:
+    def runs(line: Line, page: Page, number: int) -> bool:
         if not _in_margin(line, page):
             return False
-        return counts[_place(line)] >= needed or bool(_PAGE_NUMBER.fullmatch(_pattern(line)))
+        repeats = any(counts[place] >= needed for place in _places(line, number))
+        return repeats or bool(_PAGE_NUMBER.fullmatch(line.text))
 
-    return [replace(page, lines=tuple(line for line in page.lines if not runs(line, page))) for page in pages]
+    return [
+        replace(page, lines=tuple(line for line in page.lines if not runs(line, page, number)))
+        for number, page in enumerate(pages)
+    ]
 
 
 def columns(page: Page, gutter: float | None) -> list[list[Line]]:
@@ -170,6 +179,9 @@ def _begins_paragraph(above: Line, line: Line, column_right: float, leading: flo
         # A new column or page: the sentence goes on unless it ended.
         return ended or (above.right < column_right and line.text[0].isupper())
     if distance > 1.3 * leading or abs(above.height - line.height) > 0.25 * max(above.height, line.height):
+        return True
+    if ended and distance > 1.4 * line.height and line.text[0].isupper():
+        # Paragraphs of one line each have no other leading; in a double-spaced text this ends only a sentence.
         return True
     # The first word would have fitted on the line above, so somebody broke the line on purpose.
     first_word = len(line.text.split()[0]) + 1
@@ -253,13 +265,15 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*", text.casefold())
 
 
-def _place(line: Line) -> tuple[str, int]:
-    # The same words at the same height, within a tenth of an inch.
-    return _pattern(line), round(line.bottom / 7)
-
-
-def _pattern(line: Line) -> str:
-    return re.sub(r"\d+", "#", line.text)
+def _places(line: Line, page_number: int) -> set[tuple[str, int]]:
+    """The line's words and height (in tenths of an inch), as they are and with a number that may count the pages."""
+    height = round(line.bottom / 7)
+    found = {(line.text, height)}
+    numbers = list(re.finditer(r"[0-9]{1,6}", line.text))
+    for number in numbers[:1] + numbers[-1:]:
+        ahead = int(number[0]) - page_number
+        found.add((f"{line.text[: number.start()]}page+{ahead}{line.text[number.end() :]}", height))
+    return found
 
 
 def _in_margin(line: Line, page: Page) -> bool:

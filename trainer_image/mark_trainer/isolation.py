@@ -14,6 +14,10 @@ from typing import Any
 
 from mark_trainer.cores import usable_cores
 
+# A new process may wait long for a busy machine; that is not the input's fault.
+SECONDS_TO_START = 120.0
+_READY = "ready"
+
 
 @dataclass(frozen=True)
 class Trouble:
@@ -47,7 +51,7 @@ class _Lane:
         self.process = context.Process(target=_work, args=arguments, daemon=True)
         self.process.start()
         other.close()
-        self.heard = time.monotonic()
+        self.heard, self.ready = time.monotonic(), False
 
     def receive(self) -> None:
         """Take one outcome, or notice that the worker died of the input it was at."""
@@ -57,10 +61,13 @@ class _Lane:
         except EOFError:
             self.give_up(timed_out=False)
             return
+        self.heard = time.monotonic()
+        if not self.ready:
+            self.ready = True
+            return
         if isinstance(outcome, _Raised):
             raise RuntimeError(outcome.text)
         self.outcomes.append(outcome)
-        self.heard = time.monotonic()
 
     def give_up(self, *, timed_out: bool) -> None:
         """Count the input at hand as trouble and go on with the next one in a new process."""
@@ -107,12 +114,14 @@ def _advance(lanes: list[_Lane], seconds: float) -> None:
     for connection in ready:
         busy[connection].receive()  # type: ignore[index]
     for lane in busy.values():
-        if lane.connection is not None and not lane.finished and time.monotonic() - lane.heard > seconds:
+        limit = seconds if lane.ready else SECONDS_TO_START
+        if lane.connection is not None and not lane.finished and time.monotonic() - lane.heard > limit:
             lane.give_up(timed_out=True)
 
 
 def _work(connection: Connection, function: Callable[[Any], Any], inputs: Sequence[Any], prepare: Any) -> None:
     prepare()
+    connection.send(_READY)
     for value in inputs:
         try:
             connection.send(function(value))

@@ -87,8 +87,9 @@ def hold(work: Work, name: str, wait_seconds: float) -> Iterator[Lock]:
         if holder is None:
             continue
         if holder.run_uid == work.run_uid or is_stale(work.workspace, path):
-            # A run has one Pod at a time, so an earlier attempt that was killed left its own lock behind.
-            print(f"taking over {path.name} from {holder.sentence}: no sign of life", flush=True)
+            # A run has one Pod at a time, so a lock of its own is one that an earlier Pod left behind.
+            if holder.run_uid != work.run_uid:
+                print(f"taking over {path.name} from {holder.sentence}: no sign of life", flush=True)
             _remove_of(path, holder.token)
         elif time.monotonic() > deadline:
             raise MachineTrouble(

@@ -1,0 +1,34 @@
+"""Inputs that crash, hang or swallow memory. The workers import this file, so it imports little."""
+
+import os
+import time
+
+import pytest
+from mark_trainer.isolation import Trouble, each_isolated
+
+
+def misbehave(value: str) -> str:
+    if value == "crash":
+        os.abort()
+    if value == "hang":
+        time.sleep(60)
+    if value == "swallow":
+        raise MemoryError
+    if value == "mistake":
+        raise KeyError("our own mistake")
+    return value.upper()
+
+
+def nothing() -> None:
+    """No limits."""
+
+
+def test_crash_hang_and_memory_are_trouble_of_one_input() -> None:
+    inputs = ["a", "crash", "b", "hang", "swallow", "c"]
+    outcomes = list(each_isolated(misbehave, inputs, 1.5, nothing))
+    assert outcomes == ["A", Trouble(False), "B", Trouble(True), Trouble(False), "C"]
+
+
+def test_a_mistake_of_ours_is_not_blamed_on_the_file() -> None:
+    with pytest.raises(RuntimeError, match="our own mistake"):
+        list(each_isolated(misbehave, ["a", "mistake"], 5, nothing))

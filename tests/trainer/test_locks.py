@@ -1,0 +1,81 @@
+"""One holder at a time; a holder without a heartbeat loses the lock."""
+
+import os
+from collections.abc import Callable
+
+import pytest
+from mark_trainer import locks
+from mark_trainer.failures import MachineTrouble
+from mark_trainer.locks import hold, see_holder
+from mark_trainer.workspace import Work
+
+MakeWork = Callable[..., Work]
+
+
+def grow_old(work: Work, name: str = "chroma", seconds: float = 1000) -> None:
+    path = work.workspace.locks_folder() / f"{name}.lock"
+    stat = path.stat()
+    os.utime(path, (stat.st_atime - seconds, stat.st_mtime - seconds))
+
+
+def test_the_second_run_is_told_who_holds_the_lock(make_work: MakeWork) -> None:
+    with (
+        hold(make_work(run_uid="one"), "chroma", 0),
+        pytest.raises(MachineTrouble, match=r"held by run legal/contracts \(uid one\), stage ingest"),
+        hold(make_work(run_uid="two"), "chroma", 0),
+    ):
+        pass
+
+
+def test_the_second_run_waits_until_the_first_is_done(make_work: MakeWork, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = hold(make_work(run_uid="one"), "chroma", 0)
+    first.__enter__()
+    monkeypatch.setattr(locks.time, "sleep", lambda seconds: first.__exit__(None, None, None))
+    with hold(make_work(run_uid="two"), "chroma", 60):
+        pass
+
+
+def test_a_stale_lock_is_taken_over_and_its_old_holder_notices(
+    make_work: MakeWork, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.05)
+    one, two = make_work(run_uid="one"), make_work(run_uid="two")
+    with hold(one, "chroma", 0) as old:
+        # As if its node had been gone for a while: old, and no beat in between.
+        monkeypatch.setattr(locks, "is_stale", lambda workspace, path: True)
+        with hold(two, "chroma", 0) as new:
+            assert "taking over chroma.lock from run legal/contracts (uid one)" in capsys.readouterr().out
+            old._thread.join(2)
+            with pytest.raises(MachineTrouble, match="took the lock over"):
+                old.raise_if_lost()
+            new.raise_if_lost()
+    assert see_holder(one.workspace.locks_folder() / "chroma.lock") is None
+
+
+def test_age_is_told_by_the_volume_and_a_heartbeat_renews_it(make_work: MakeWork) -> None:
+    work = make_work()
+    path = work.workspace.locks_folder() / "chroma.lock"
+    with hold(work, "chroma", 0):
+        assert not locks.is_stale(work.workspace, path)
+        grow_old(work)
+        assert locks.is_stale(work.workspace, path)
+        os.utime(path)
+        assert not locks.is_stale(work.workspace, path)
+
+
+def test_a_run_takes_over_what_its_own_killed_attempt_left(make_work: MakeWork) -> None:
+    with hold(make_work(run_uid="one"), "chroma", 0) as lock:
+        lock.keep()
+    with hold(make_work(run_uid="one"), "chroma", 0):
+        pass
+    with hold(make_work(run_uid="two"), "chroma", 0):
+        pass
+
+
+def test_only_the_lock_that_was_judged_is_removed(make_work: MakeWork) -> None:
+    work = make_work()
+    with hold(work, "chroma", 0):
+        path = work.workspace.locks_folder() / "chroma.lock"
+        locks._remove_of(path, "the token of another lock")
+        assert see_holder(path) is not None
+    assert list(work.workspace.locks_folder().iterdir()) == []
