@@ -9,6 +9,10 @@ from mark_crds import names
 from mark_crds.eval_run import EvalRun
 from mark_crds.registered_model import RegisteredModel
 from mark_crds.training_run import TrainingRun
+from mark_operator.planning import plan
+from mark_operator.run.plan import Rendering
+from mark_operator.seen import RunKey
+from mark_operator.settings import Settings
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
 SAMPLES = sorted((MANIFESTS / "samples").glob("*.yaml"))
@@ -38,6 +42,16 @@ def test_server_accepts(api_server, namespace: str, path: Path) -> None:
         if "namespace" in document["metadata"]:
             document["metadata"]["namespace"] = namespace  # a dry run does not make the sample's own namespace
         api_server.must("apply", "--dry-run=server", "--validate=strict", *where, "-f", "-", stdin=document)
+
+
+@pytest.mark.parametrize("path", [*SAMPLES, *GITOPS_RUNS], ids=lambda path: str(path.relative_to(MANIFESTS)))
+def test_operator_can_plan(path: Path) -> None:
+    for document in own_documents(path):
+        if document["kind"] != "TrainingRun":  # an EvalRun of a Model is planned once the Model is there
+            continue
+        spec = TrainingRun.model_validate({"spec": document["spec"]}).to_dict()["spec"]
+        planned = plan(RunKey("TrainingRun", "default", document["metadata"]["name"]), spec, Settings())
+        assert isinstance(planned, Rendering), planned
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.name)

@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
+import click
 import pytest
+from mark_operator.cli.main import mark
 from mark_operator.messages import SENTENCES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,3 +40,24 @@ def test_links_lead_somewhere(document: Path) -> None:
 def _anchors(document: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", document.read_text(), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_exist(document: Path) -> None:
+    for name, words in re.findall(
+        r"\bmark (plan|confirm|settings|cancel|status|put|get|logs|report|models)\b([^`|\n#]*)", document.read_text()
+    ):
+        known = {option for parameter in _command(name).params for option in parameter.opts}
+        for option in re.findall(r"(?<=\s)--?[a-z][a-z-]*", words):
+            assert option in known, f"mark {name} has no {option}"
+
+
+def test_every_command_in_a_document_is_known() -> None:
+    texts = " ".join(document.read_text() for document in DOCUMENTS)
+    for name in re.findall(r"`mark ([a-z]+)", texts):
+        _command(name)
+
+
+def _command(name: str) -> click.Command:
+    assert name in mark.commands, f"there is no command mark {name}"
+    return mark.commands[name]
