@@ -43,6 +43,7 @@ def planned_run(**status: Any) -> dict[str, Any]:
             ],
             "plan": {
                 "hash": HASH,
+                "shortHash": HASH[:12],
                 "seen": True,
                 "plannedAt": "2026-05-04T10:29:48Z",
                 "stages": [planned_stage(stage, gpus) for stage, gpus in stages],

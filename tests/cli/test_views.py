@@ -7,6 +7,8 @@ from typing import Any
 
 import cli_cases as cases
 import pytest
+from mark_crds.run import RunStatus
+from mark_crds.training_run import TrainingRunSpec
 from mark_operator.cli.view import models, plan, report, status
 from mark_operator.cli.view.formatting import bar, byte_size, duration, short_image
 from rich.console import Console, RenderableType
@@ -48,6 +50,16 @@ def test_a_view_is_as_it_was_reviewed(name: str) -> None:
 @pytest.mark.parametrize("name", VIEWS)
 def test_a_view_fits_a_small_terminal(name: str) -> None:
     assert max(map(len, text_of(VIEWS[name], width=60).splitlines())) <= 60
+
+
+@pytest.mark.parametrize(
+    "run",
+    [cases.planned_run(), cases.refused_run(), cases.running_run(), cases.succeeded_run(), cases.failed_run()],
+    ids=["planned", "refused", "running", "succeeded", "failed"],
+)
+def test_the_cases_obey_the_contract(run: dict[str, Any]) -> None:
+    TrainingRunSpec.model_validate(run["spec"])
+    RunStatus.model_validate(run["status"])
 
 
 def test_changes_are_one_line_each() -> None:

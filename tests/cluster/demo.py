@@ -83,9 +83,11 @@ def build_images() -> dict[str, str]:
 
 def install_operator(images: dict[str, str]) -> None:
     title("The operator, with the rights it needs and no more")
+    # Test suites that used the local cluster before may have left the CRDs there without a release.
+    adopt = "" if ON_CURRENT else "--take-ownership "
     run(
         f"helm upgrade --install mark-operator helm/mark-operator --namespace {OPERATOR_NAMESPACE} --create-namespace "
-        f"--set image.operator={images['operator']} --set image.trainer={images['trainer']} --wait --timeout 180s",
+        f"--set image.operator={images['operator']} --set image.trainer={images['trainer']} {adopt}--wait --timeout 180s",
         helps=(
             f"kubectl -n {OPERATOR_NAMESPACE} describe pods",
             f"kubectl -n {OPERATOR_NAMESPACE} logs -l app.kubernetes.io/name=mark-operator --tail 40",

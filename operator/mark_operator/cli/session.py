@@ -5,6 +5,7 @@ The only module of `mark` that talks to the API server over HTTP. It must know n
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ Json = dict[str, Any]
 FIELD_MANAGER = "mark-cli"
 _IN_CLUSTER_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _REQUEST_SECONDS = 30
+# The API server has not looked at such a request, so it may be sent again whatever it asks for.
+_BUSY = 429
+_BUSY_PAUSES = (0.5, 1, 2, 4)
 _MERGE_PATCH = "application/merge-patch+json"
 
 
@@ -147,6 +151,12 @@ class Session:
         )  # fmt: skip
         try:
             response: Any = self.client.call_api(*request, _request_timeout=timeout)
+            for pause in _BUSY_PAUSES:
+                if response.status != _BUSY:
+                    break
+                response.read()
+                time.sleep(pause)
+                response = self.client.call_api(*request, _request_timeout=timeout)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise unreachable(self.client.configuration.host, error) from error
         if response.status >= 300:
@@ -231,9 +241,9 @@ def text_of(body: bytes) -> str:
 
 
 def _cause(cause: Json) -> str:
-    text = str(cause.get("message", ""))
-    # CEL messages of ours name their field; the API server puts the place of the rule in front.
-    return text.split(": ", 2)[-1] if text.startswith("Invalid value: ") else f"{cause.get('field', '')}: {text}"
+    text = str(cause.get("message", "")).removeprefix("Invalid value: ").removeprefix('"object": ')
+    # Messages of ours name their field; those of the API server do not.
+    return text if text.startswith(("spec", "metadata", "baseModel")) else f"{cause.get('field', '')}: {text}"
 
 
 def _missing_remedy(message: str) -> str:
