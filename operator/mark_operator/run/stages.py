@@ -144,15 +144,20 @@ def _children(view: View, attempt: Attempt) -> tuple[Body, ...]:
 def _suspension(view: View, attempt: Attempt, job: Body) -> Decision | None:
     """Bring the Job's `suspend` in line with the run's.
     Where a queue admits Jobs, the field is the queue's: the Job gives way to a new attempt."""
-    held = bool(job["spec"].get("suspend"))
-    if attempt.queue is None:
-        # What another controller holds is not ours to let go.
-        ours = view.suspended or view.status.state == "Suspended"
-        return (
-            Decision(suspend=(Suspension(attempt.job, view.suspended),), again_in=1)
-            if held != view.suspended and ours
-            else None
-        )
+    if attempt.queue is not None:
+        return _give_way(view, attempt, job)
+    if bool(job["spec"].get("suspend")) == view.suspended:
+        return None
+    if view.status.state != "Suspended":
+        # The state is written before the Job is held, and stays until it is let go: that tells our hold from another's.
+        if not view.suspended:
+            return None
+        status = _under_way(view, attempt, "Suspended", note("Suspended", stage=attempt.stage))
+        return Decision(status=status, again_in=0)
+    return Decision(suspend=(Suspension(attempt.job, view.suspended),), again_in=1)
+
+
+def _give_way(view: View, attempt: Attempt, job: Body) -> Decision | None:
     if not view.suspended or "deletionTimestamp" in job["metadata"]:
         return None
     why = note("Suspended", stage=attempt.stage)
@@ -170,7 +175,8 @@ def _with_job(view: View, attempt: Attempt, fact: Fact) -> Decision:
         case Running():
             status = _under_way(view, attempt, "Running", note("Running", **facts))
         case Stopping():
-            status = _under_way(view, attempt, "Running", note("Stopping", **facts))
+            state: State = "Suspended" if view.suspended else "Running"
+            status = _under_way(view, attempt, state, note("Stopping", **facts))
         case Waiting(detail):
             status = _under_way(view, attempt, "Starting", note("Waiting", detail=detail, **facts))
         case Held() if view.suspended:

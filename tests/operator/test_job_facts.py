@@ -1,0 +1,147 @@
+"""What a Job and its Pods mean."""
+
+from typing import Any
+
+import pytest
+from mark_operator.job_facts import Done, Ended, Fact, Held, Running, Stopping, Waiting, is_finished, read_job
+from mark_operator.run.objects import bind
+from run_builders import DIGEST, KEY, UID, Body, a_result, job_with, pod_with, rendering_of, terminated, training
+
+PREFLIGHT, DATA_PREP, LORA = (
+    bind(template, kind=KEY.kind, uid=UID, attempt=1) for template in rendering_of(training()).jobs
+)
+UNSCHEDULABLE = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no GPU left"}
+DISRUPTED = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
+
+
+def read(job: Body, *pods: Body) -> Fact:
+    return read_job(job, pods)
+
+
+def test_a_new_job_waits() -> None:
+    assert read(job_with(LORA)) == Waiting("its Pod is being created")
+
+
+@pytest.mark.parametrize(
+    ("state", "conditions", "words"),
+    [
+        ({"waiting": {"reason": "ErrImageNeverPull", "message": "not here"}}, (), "ErrImageNeverPull: not here"),
+        ({"waiting": {"reason": "ContainerCreating"}}, (), "the container is being created"),
+        ({}, (UNSCHEDULABLE,), "Unschedulable: no GPU left"),
+    ],
+)
+def test_why_a_pod_waits(state: Body, conditions: tuple[Body, ...], words: str) -> None:
+    assert read(job_with(LORA), pod_with(LORA, state, "Pending", conditions=conditions)) == Waiting(words)
+
+
+def test_running_needs_a_running_trainer() -> None:
+    assert read(job_with(LORA), pod_with(LORA, {"running": {}})) == Running()
+
+
+@pytest.mark.parametrize("verdicts", [(), ("FailureTarget",)])
+def test_a_trainer_that_ended_waits_for_the_jobs_verdict(verdicts: tuple[str, ...]) -> None:
+    assert read(job_with(LORA, *verdicts), pod_with(LORA, terminated(70), "Failed")) == Stopping()
+
+
+def test_a_suspended_job_is_held_only_when_no_pod_works() -> None:
+    job = job_with({**LORA, "spec": {**LORA["spec"], "suspend": True}})
+    assert read(job) == Held()
+    assert read(job, pod_with(LORA, {"running": {}})) == Stopping()
+
+
+def test_pods_of_another_job_say_nothing() -> None:
+    assert read(job_with(LORA), pod_with(DATA_PREP, {"running": {}})) == Waiting("its Pod is being created")
+
+
+def test_success_needs_a_result_with_its_artifact() -> None:
+    fact = read(
+        job_with(LORA, "SuccessCriteriaMet", "Complete"), pod_with(LORA, terminated(0, a_result("lora")), "Succeeded")
+    )
+    assert isinstance(fact, Done) and fact.result.artifacts[0].digest == DIGEST
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ("", "no termination message"),
+        ("Traceback ...", "not a Result"),
+        (a_result("dataPrep"), "speaks of stage dataPrep"),
+        (a_result("lora", artifacts=[]), "names no adapter"),
+        (a_result("lora", artifacts=[{"kind": "adapter", "path": "x", "digest": "abc"}]), "not a Result"),
+        (a_result("lora", outcome="Stopped"), "its outcome is Stopped"),
+        (a_result("lora", outcome="Adopted"), "its outcome is Adopted"),
+    ],
+)
+def test_a_success_without_a_usable_result_is_a_failure(message: Any, words: str) -> None:
+    fact = read(job_with(LORA, "Complete"), pod_with(LORA, terminated(0, message), "Succeeded"))
+    assert isinstance(fact, Ended) and fact.counted and not fact.final
+    assert fact.why.reason == "NoResult" and words in fact.why.message
+
+
+def test_only_preflight_may_adopt() -> None:
+    adopted = {"runUid": "1", "finished": "2026-01-01T00:00:00Z"}
+    said = terminated(0, a_result("preflight", outcome="Adopted", adopted=adopted))
+    assert isinstance(read(job_with(PREFLIGHT, "Complete"), pod_with(PREFLIGHT, said, "Succeeded")), Done)
+
+
+MISTAKE = a_result("lora", outcome="UserMistake", reason="NoModel", message="baseModel.path: not there")
+CASES: dict[str, tuple[Body, tuple[Body, ...], tuple[str, bool, bool]]] = {
+    "mistake, explained": (terminated(64, MISTAKE), (), ("NoModel", True, True)),
+    "mistake, mute": (terminated(64), (), ("UserMistake", True, True)),
+    "bad data": (terminated(65), (), ("BadData", True, True)),
+    "machine trouble": (terminated(70, a_result("lora", outcome="MachineTrouble", reason="DiskFull")), (), ("DiskFull", False, True)),
+    "stopped after a checkpoint": (terminated(75), (), ("Stopped", False, False)),
+    "unknown code": (terminated(1, "Traceback"), (), ("ContainerFailed", False, True)),
+    "killed by a signal": (terminated(143), (), ("ContainerFailed", False, True)),
+    "out of memory": (terminated(137, reason="OOMKilled"), (), ("OutOfMemory", False, True)),
+    "disrupted": (terminated(143), (DISRUPTED,), ("Disrupted", False, False)),
+    "disrupted, but a mistake first": (terminated(64, MISTAKE), (DISRUPTED,), ("NoModel", True, True)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_how_an_attempt_ends(case: str) -> None:
+    state, conditions, expected = CASES[case]
+    fact = read(job_with(LORA, "FailureTarget", "Failed"), pod_with(LORA, state, "Failed", conditions=conditions))
+    assert isinstance(fact, Ended)
+    assert (fact.why.reason, fact.final, fact.counted) == expected
+
+
+def test_the_container_that_ended_first_is_the_cause() -> None:
+    pods = (
+        pod_with(LORA, terminated(75, at=9), "Failed", index=0),
+        pod_with(LORA, terminated(65, a_result("lora", outcome="BadData", reason="Empty"), at=3), "Failed", index=1),
+    )
+    fact = read(job_with(LORA, "Failed"), *pods)
+    assert isinstance(fact, Ended) and fact.why.reason == "Empty" and fact.final
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("Container trainer for pod x/y failed with exit code 64 matching FailJob rule at index 0", (True, True, 64)),
+        ("Container trainer for pod x/y failed with exit code 75 matching FailJob rule at index 2", (False, False, 75)),
+        ("Pod x/y has condition DisruptionTarget matching FailJob rule at index 3", (False, False, None)),
+        ("Job has reached the specified backoff limit", (False, True, None)),
+    ],
+)
+def test_a_pod_that_is_gone_leaves_what_the_job_wrote_down(
+    message: str, expected: tuple[bool, bool, int | None]
+) -> None:
+    fact = read(job_with(LORA, "Failed", reason="PodFailurePolicy", message=message))
+    assert isinstance(fact, Ended) and (fact.final, fact.counted, fact.exit_code) == expected
+
+
+def test_a_deadline_is_final() -> None:
+    fact = read(job_with(LORA, "Failed", reason="DeadlineExceeded"), pod_with(LORA, terminated(143), "Failed"))
+    assert isinstance(fact, Ended) and fact.final and fact.why.reason == "DeadlineExceeded"
+
+
+def test_only_a_verdict_finishes_a_job() -> None:
+    assert is_finished(job_with(LORA, "Complete")) and not is_finished(job_with(LORA, "FailureTarget"))
+
+
+def test_last_words_are_kept_when_they_are_no_result() -> None:
+    fact = read(job_with(LORA, "Failed"), pod_with(LORA, terminated(1, "x" * 900 + "the end"), "Failed"))
+    assert isinstance(fact, Ended) and fact.last_words is not None
+    assert fact.last_words.endswith("the end") and len(fact.last_words) <= 500

@@ -1,0 +1,339 @@
+"""Whole lives of a run in a small world: random ends of Jobs, random order of looks, crashes between any two writes."""
+
+import copy
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mark_crds.run import RunStatus
+from mark_operator import clock
+from mark_operator.decision import Decision
+from mark_operator.job_facts import is_finished, pod_is_live
+from mark_operator.run.decide import decide, events
+from mark_operator.run.view import View, is_terminal, status_of
+from mark_operator.seen import RunKey, Seen
+from run_builders import (
+    KEY,
+    NOON,
+    SETTINGS,
+    UID,
+    Body,
+    a_result,
+    a_run,
+    all_well,
+    evaluating,
+    job_with,
+    pod_with,
+    rendering_of,
+    terminated,
+    training,
+)
+
+ON = {"dryRun": False, "confirm": True}
+ENDS = ("done", "mistake", "trouble", "stopped", "mute", "deleted")
+
+
+@dataclass
+class World:
+    """A cluster with one run in it: what the API server stores, and the hands of Job controller and kubelet."""
+
+    run: Body
+    key: RunKey = KEY
+    plan: Body | None = None
+    jobs: dict[str, Body] = field(default_factory=dict)
+    pods: dict[str, Body] = field(default_factory=dict)
+    models: dict[str, Body] = field(default_factory=dict)
+    services: set[str] = field(default_factory=set)
+    created: list[str] = field(default_factory=list)
+    now: float = 0
+
+    @property
+    def status(self) -> RunStatus:
+        return status_of(self.run)
+
+    @property
+    def active(self) -> list[Body]:
+        return [job for job in self.jobs.values() if not is_finished(job)]
+
+    def view(self) -> View:
+        models = tuple(self.models.values())
+        seen = Seen(
+            self.key, copy.deepcopy(self.run), self.plan, tuple(self.jobs.values()), tuple(self.pods.values()), models
+        )
+        return View(seen, SETTINGS, NOON + timedelta(seconds=self.now))
+
+    def decide(self) -> Decision:
+        view = self.view()
+        return decide(view, rendering_of(view.spec, key=self.key, models=view.seen.models), all_well())
+
+    def look(self, writes: int = 99) -> Decision:
+        """One pass of the operator, which dies after so many writes."""
+        decision = self.decide()
+        before = self.status
+        for write in self._writes(decision)[:writes]:
+            write()
+        assert len(self.active) <= 1, "two Jobs of one run at once"
+        assert not is_terminal(before) or self.status.state == before.state, "the end changed"
+        return decision
+
+    def live_on(self, looks: int = 60) -> RunStatus:
+        """Look until the end, with every Job ending well."""
+        for _ in range(looks):
+            if is_terminal(self.status):
+                return self.status
+            decision = self.look()
+            self.now += max(1.0, decision.again_in or 0)
+            self.end("done")
+        raise AssertionError(f"no end after {looks} looks: {self.status.state}")
+
+    def end(self, how: str) -> None:
+        """What becomes of the Job that works now."""
+        for job in self.active:
+            if job["spec"].get("suspend"):
+                continue
+            name, stage = job["metadata"]["name"], job["metadata"]["labels"]["training.mark.dev/stage"]
+            if how == "deleted":
+                del self.jobs[name]
+                continue
+            codes = {"done": 0, "mute": 0, "mistake": 64, "trouble": 70, "stopped": 75}
+            message = a_result(stage) if how == "done" else ""
+            phase = "Failed" if codes[how] else "Succeeded"
+            self.pods[name] = pod_with(job, terminated(codes[how], message), phase)
+            self.jobs[name] = job_with(job, "Failed" if codes[how] else "Complete")
+
+    def _writes(self, decision: Decision) -> list:  # type: ignore[type-arg]
+        writes = [lambda body=body: self._create(body) for body in decision.create]
+        writes += [lambda name=item.name: self.jobs.pop(name, None) for item in decision.delete]
+        writes += [lambda item=item: self._suspend(item.job, item.suspend) for item in decision.suspend]
+        if decision.model is not None:
+            writes.append(lambda: self._enter(decision))
+        if decision.status is not None:
+            writes.append(lambda: self.run.update(status=decision.status.to_dict()))
+        return writes
+
+    def _create(self, body: Body) -> None:
+        name = body["metadata"]["name"]
+        if body["kind"] == "ConfigMap":
+            self.plan = body
+        elif body["kind"] == "Service":
+            self.services.add(name)
+        elif name not in self.jobs:
+            self.jobs[name] = {**body, "metadata": {**body["metadata"], "uid": f"uid-of-{name}"}}
+            self.created.append(name)
+
+    def _suspend(self, name: str, suspend: bool) -> None:
+        self.jobs[name] = {**self.jobs[name], "spec": {**self.jobs[name]["spec"], "suspend": suspend}}
+
+    def _enter(self, decision: Decision) -> None:
+        write = decision.model
+        assert write is not None
+        metadata = {"name": write.name, "namespace": write.namespace}
+        self.models[write.name] = {"metadata": metadata, "spec": write.spec, "status": write.status.to_dict()}
+
+
+def confirmed(**changes: object) -> World:
+    """A run that was planned, read and confirmed."""
+    world = World(a_run(training(**changes)))
+    world.look()
+    world.run["spec"] = training(**changes, **ON)
+    return world
+
+
+def test_a_life_without_trouble() -> None:
+    world = confirmed(stages=["ingest", "dataPrep", "lora", "eval"], output={"model": "tuned"}, resources={"nodes": 2})
+    status = world.live_on()
+    stages = ("preflight", "ingest", "data-prep", "lora", "eval")
+    assert status.state == "Succeeded" and world.created == [f"contracts-t-{stage}-1" for stage in stages]
+    assert world.services == {"contracts-t"}
+    assert status.result is not None and status.result.model == "tuned"
+    (version,) = world.models["tuned"]["status"]["versions"]
+    assert version["planHash"] == status.plan.hash and version["evaluation"] == "eval/x"  # type: ignore[union-attr]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([*ENDS, "nothing"]), st.integers(0, 4), st.integers(1, 20)), max_size=30))
+def test_any_order_of_ends_looks_and_crashes(story: list[tuple[str, int, int]]) -> None:
+    world = confirmed(maxAttempts=3)
+    for how, writes, seconds in story:
+        world.look(writes)
+        world.end(how) if how != "nothing" else None
+        world.now += seconds
+    status = world.live_on()
+    assert len(world.created) == len(set(world.created)) or "deleted" in [how for how, _, _ in story]
+    for stage in status.stages:
+        done = [
+            job for job in world.jobs.values() if job["metadata"]["labels"]["training.mark.dev/stage"] == stage.stage
+        ]
+        assert sum(job["status"]["conditions"][0]["type"] == "Complete" for job in done if "status" in job) <= 3
+    if status.state == "Failed":
+        assert status.stages[-1].failure is not None
+    assert world.look().create == () and world.decide().status in (None, world.status)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from(["done", "suspend", "resume", "cancel", "nothing"]), max_size=20))
+def test_people_may_hold_and_cancel_at_any_time(story: list[str]) -> None:
+    world = confirmed()
+    changes = {"suspend": {"suspend": True}, "resume": {"suspend": False}, "cancel": {"confirm": False}}
+    for act in story:
+        started = world.status.started_at is not None
+        if act in changes and (act != "cancel" or started):
+            world.run["spec"] = {**world.run["spec"], **changes[act]}
+        world.look()
+        world.now += 5
+        if act == "done" and not world.run["spec"]["suspend"]:
+            world.end("done")
+    world.run["spec"] = {**world.run["spec"], "suspend": False}
+    status = world.live_on()
+    cancelled = not world.run["spec"]["confirm"]
+    assert status.state in (("Cancelled", "Succeeded") if cancelled else ("Succeeded",))
+    assert world.active == []
+
+
+def test_a_suspended_run_makes_no_job() -> None:
+    world = confirmed(suspend=True)
+    for _ in range(5):
+        world.look()
+        world.now += 60
+    assert world.jobs == {} and world.status.state == "Suspended"
+
+
+def test_with_a_queue_a_held_job_gives_way_to_a_new_attempt() -> None:
+    world = confirmed(queueName="research")
+    for _ in range(4):
+        world.look()
+    assert world.status.state == "Queued"
+    world.run["spec"]["suspend"] = True
+    world.look()
+    world.look()
+    assert world.status.state == "Suspended" and world.jobs == {}
+    world.run["spec"]["suspend"] = False
+    world.now += 60
+    world.look()
+    assert world.created == ["contracts-t-preflight-1", "contracts-t-preflight-2"]
+    assert world.status.stages[0].counted_failures == 0
+
+
+def test_what_another_controller_suspends_is_left_alone() -> None:
+    world = confirmed()
+    for _ in range(4):
+        world.look()
+    (name,) = world.jobs
+    world._suspend(name, True)
+    for _ in range(3):
+        assert world.look().suspend == ()
+    assert world.status.state == "Queued"
+
+
+@pytest.mark.parametrize("uid", ["another", UID])
+def test_no_job_beside_pods_that_may_still_write(uid: str) -> None:
+    world = confirmed()
+    (preflight, *_) = rendering_of(training()).jobs
+    pod = pod_with(preflight, {"running": {}})
+    pod["metadata"]["labels"] = {**pod["metadata"]["labels"], "training.mark.dev/run-uid": uid}
+    world.pods["old"] = pod
+    for _ in range(5):
+        world.look()
+    assert world.jobs == {} and world.status.conditions[2].reason == "WaitingForPods"
+    assert pod_is_live(pod)
+    del world.pods["old"]
+    world.look()
+    assert list(world.jobs) == ["contracts-t-preflight-1"]
+
+
+def test_a_job_of_that_name_that_is_not_ours_is_waited_for() -> None:
+    world = confirmed()
+    world.jobs["contracts-t-preflight-1"] = {"metadata": {"name": "contracts-t-preflight-1", "uid": "x"}, "spec": {}}
+    for _ in range(5):
+        decision = world.look()
+    assert decision.create == () and world.status.conditions[2].reason == "NameTaken"
+
+
+def test_a_lost_plan_is_made_again_only_if_it_is_the_same() -> None:
+    world = confirmed()
+    for _ in range(4):
+        world.look()
+    world.plan = None
+    world.look()
+    assert world.plan is not None
+    world.plan = None
+    world.run["spec"]["lora"]["rank"] = 99  # a restore that brought back another spec
+    world.look()
+    assert world.status.state == "Failed" and world.status.conditions[2].reason == "PlanLost"
+
+
+def test_pauses_grow_and_come_from_the_status_alone() -> None:
+    world = confirmed(maxAttempts=5)
+    pauses = []
+    for _ in range(40):
+        decision = world.look()
+        if decision.again_in and world.status.stages and world.status.stages[0].state == "Failed":
+            pauses.append(decision.again_in)
+            world.now += decision.again_in
+        world.end("trouble")
+        world.now += 1
+    assert [pause for pause in pauses if pause >= 10] == [10, 20, 40, 80]
+    assert world.status.state == "Failed" and world.status.stages[0].counted_failures == 5
+
+
+def test_stops_are_not_counted_but_not_endless() -> None:
+    world = confirmed(maxAttempts=1)
+    for _ in range(400):
+        world.look()
+        world.end("stopped")
+        world.now += 60
+    assert world.status.state == "Failed" and world.status.conditions[2].reason == "TooManyAttempts"
+    assert len(world.created) == 99
+
+
+def test_after_the_end_children_go_when_their_time_is_over() -> None:
+    world = confirmed(ttlSecondsAfterFinished=100)
+    finished = world.live_on()
+    at = clock.seconds_since(str(finished.finished_at), NOON)
+    world.now = -at + 99
+    world.look()
+    assert len(world.jobs) == 3
+    world.now = -at + 101
+    world.look()
+    assert world.jobs == {} and world.status == finished
+
+
+def test_a_run_that_is_being_deleted_is_left_alone() -> None:
+    world = confirmed()
+    world.run["metadata"]["deletionTimestamp"] = "2026-01-31T12:00:00Z"
+    assert world.look() == Decision()
+
+
+@pytest.mark.parametrize(("value", "passed"), [("0.41", True), ("0.39", False), (None, False)])
+def test_an_evaluation_decides_about_a_version(value: str | None, passed: bool) -> None:
+    tuned = confirmed(output={"model": "tuned"})
+    tuned.live_on()
+    criterion = {"metric": "f1", "condition": "retrieved", "minimum": "0.40"}
+    key = RunKey("EvalRun", KEY.namespace, "check")
+    spec = {"model": {"name": "tuned"}, "pass": [criterion]}
+    world = World(a_run(evaluating(**spec), key=key), key, models=tuned.models)
+    world.look()
+    world.run["spec"] = evaluating(**spec, **ON)
+    measures = [{"name": "tuned.retrieved.f1", "value": value}] if value else []
+    while not is_terminal(world.status):
+        world.look()
+        world.now += 1
+        for job in world.active:
+            stage = job["metadata"]["labels"]["training.mark.dev/stage"]
+            name = job["metadata"]["name"]
+            world.pods[name] = pod_with(job, terminated(0, a_result(stage, measures=measures)), "Succeeded")
+            world.jobs[name] = job_with(job, "Complete")
+    assert world.status.result is not None and world.status.result.passed is passed
+    status = world.models["tuned"]["status"]
+    assert status["versions"][0]["passed"] is passed and bool(status["current"]) is passed
+
+
+def test_events_tell_changes_and_only_changes() -> None:
+    world = confirmed()
+    before = world.status
+    world.look()
+    (event,) = events(before, world.status)
+    assert event.reason == "Starting" and event.type == "Normal"
+    assert events(world.status, world.status) == ()

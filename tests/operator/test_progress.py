@@ -1,0 +1,106 @@
+"""Posts in Kubeflow Trainer's protocol, the certificates under which they come, and the logs."""
+
+import json
+import logging
+import ssl
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from hypothesis import given
+from hypothesis import strategies as st
+from mark_operator.certificates import LEAF_LASTS, Authority, new_authority, new_leaf
+from mark_operator.logs import JsonFormatter
+from mark_operator.progress import MalformedPostError, read_post
+from run_builders import NOON
+
+NOW = "2026-01-31T12:00:00Z"
+
+
+def post(*metrics: tuple[str, Any], **status: Any) -> dict[str, Any]:
+    listed = [{"name": name, "value": value} for name, value in metrics]
+    return {"trainerStatus": {"lastUpdatedTime": NOW, "metrics": listed, **status}}
+
+
+def test_our_trainers_post() -> None:
+    metrics = (("step", "5"), ("steps", "10"), ("loss", "3.21"), ("epoch", "0.5"), ("tokensPerSecond", "120"))
+    progress = read_post(post(*metrics, progressPercentage=50, estimatedRemainingSeconds=12), "lora", NOW).to_dict()
+    assert progress == {
+        "stage": "lora",
+        "percent": 50,
+        "step": 5,
+        "steps": 10,
+        "loss": "3.21",
+        "epoch": "0.5",
+        "tokensPerSecond": "120",
+        "etaSeconds": 12,
+        "updated": NOW,
+    }
+
+
+def test_the_post_of_transformers_own_callback() -> None:
+    metrics = (
+        ("loss", "2.5"),
+        ("learning_rate", "1e-05"),
+        ("current_step", "3"),
+        ("total_steps", "4"),
+        ("current_epoch", "0.75"),
+    )
+    progress = read_post(post(*metrics), "lora", NOW)
+    assert (progress.step, progress.steps, progress.percent, progress.epoch) == (3, 4, 75, "0.75")
+
+
+@pytest.mark.parametrize("body", [None, [], {}, {"trainerStatus": 1}, {"trainerStatus": {"metrics": "x"}}])
+def test_other_bodies_are_refused(body: Any) -> None:
+    with pytest.raises(MalformedPostError):
+        read_post(body, "lora", NOW)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(json_values, st.dictionaries(st.sampled_from(["step", "loss", "steps", "epoch"]), json_values))
+def test_no_post_breaks_the_reader_or_the_schema(percent: Any, metrics: dict[str, Any]) -> None:
+    progress = read_post(
+        post(*metrics.items(), progressPercentage=percent, estimatedRemainingSeconds=percent), "lora", NOW
+    )
+    assert 0 <= progress.percent <= 100
+    json.dumps(progress.to_dict(), allow_nan=False)
+
+
+def test_a_loss_that_is_no_number_is_shown_as_such() -> None:
+    assert read_post(post(("loss", "nan")), "lora", NOW).loss == "nan"
+    assert read_post(post(("loss", "<script>")), "lora", NOW).loss is None
+
+
+@pytest.mark.parametrize("host", ["mark-operator.mark-system.svc", "10.0.0.1"])
+def test_leaves_are_signed_for_one_host_and_end_soon(host: str) -> None:
+    authority = new_authority(NOON)
+    certificate = x509.load_pem_x509_certificate(new_leaf(authority, host, NOON)[0])
+    certificate.verify_directly_issued_by(authority.certificate)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert host in [str(name.value) for name in names]
+    assert certificate.not_valid_after_utc - NOON <= LEAF_LASTS
+    assert authority.certificate.not_valid_after_utc - NOON > timedelta(days=3649)
+
+
+def test_an_authority_survives_being_stored_and_is_trusted_by_strict_clients() -> None:
+    made = new_authority(NOON)
+    key = made.key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    assert Authority.from_pem(made.pem.encode(), key).pem == made.pem
+    context = ssl.create_default_context(cadata=made.pem)
+    assert context.cert_store_stats()["x509_ca"] == 1
+
+
+def test_a_log_line_is_json_and_names_the_run() -> None:
+    record = logging.LogRecord("x", logging.INFO, "x.py", 1, "created %s", ("Job a",), None)
+    record.run = "TrainingRun legal/contracts"
+    line = json.loads(JsonFormatter().format(record))
+    assert (line["message"], line["run"], line["level"]) == ("created Job a", "TrainingRun legal/contracts", "INFO")
