@@ -33,7 +33,7 @@ def test_no_path_leads_out(workspace: Workspace, tmp_path: Path, path: str) -> N
 
 
 def test_a_missing_workspace_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserMistake, match="--workspace: .*nowhere is no folder"):
+    with pytest.raises(UserMistake, match=r"--workspace: .*nowhere is no folder"):
         Workspace(tmp_path / "nowhere")
 
 
