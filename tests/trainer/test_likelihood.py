@@ -32,7 +32,8 @@ def model(folder: Path) -> PreTrainedModel:
     """With sharper predictions than fresh weights give, so that a wrong position would show."""
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     torch.manual_seed(3)
-    model.get_input_embeddings().weight.data.mul_(20)
+    for weight in model.model.parameters():
+        weight.data.mul_(20 if weight.dim() == 2 else 1)
     model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
     return model
 

@@ -7,6 +7,7 @@ see a text of the run's own corpus: who builds it gives it other texts.
 import hashlib
 import json
 import math
+import random
 import shutil
 import time
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ BLOCK_TOKENS = 512
 BLOCKS_A_STEP = 2
 PEAK_LEARNING_RATE = 3e-3
 WARM_UP_SHARE = 0.05
+REPEATING_SHARE = 0.4
 HELD_OUT_EVERY = 20  # one text in twenty is kept back, to measure what was learned
 
 
@@ -230,21 +232,35 @@ def train(model: LlamaForCausalLM, documents: list[list[int]], *, steps: int, se
 
 
 def packed_batches(documents: list[list[int]], seed: int) -> Iterator[torch.Tensor]:
-    """Endless batches of blocks; each pass joins the documents in a new order and starts at a new offset."""
-    generator = torch.Generator().manual_seed(seed)
+    """Endless batches of blocks; each pass joins the documents in a new order and starts at a new offset.
+
+    In some blocks the second half repeats a stretch of the first. So a model this small learns within the same time
+    to take over what it was shown, without which passages in a prompt would be lost on it.
+    """
+    generator = random.Random(seed)
     batch: list[list[int]] = []
     while True:
-        order = torch.randperm(len(documents), generator=generator).tolist()
-        stream = [token for index in order for token in documents[index]]
-        if len(stream) < BLOCK_TOKENS:
-            stream *= math.ceil(BLOCK_TOKENS / len(stream))
-        offset = int(torch.randint(0, min(BLOCK_TOKENS, len(stream) - BLOCK_TOKENS + 1), (1,), generator=generator))
-        starts = range(offset, len(stream) - BLOCK_TOKENS + 1, BLOCK_TOKENS)
-        for index in torch.randperm(len(starts), generator=generator).tolist():
-            batch.append(stream[starts[index] : starts[index] + BLOCK_TOKENS])
+        order = generator.sample(documents, len(documents))
+        stream = [token for document in order for token in document]
+        stream *= math.ceil(2 * BLOCK_TOKENS / len(stream))
+        starts = list(range(generator.randrange(BLOCK_TOKENS), len(stream) - BLOCK_TOKENS, BLOCK_TOKENS))
+        for start in generator.sample(starts, len(starts)):
+            block = stream[start : start + BLOCK_TOKENS]
+            batch.append(with_repeats(block, generator) if generator.random() < REPEATING_SHARE else block)
             if len(batch) == BLOCKS_A_STEP:
                 yield torch.tensor(batch)
                 batch = []
+
+
+def with_repeats(block: list[int], generator: random.Random) -> list[int]:
+    """The first half, then stretches of it in any order."""
+    half = len(block) // 2
+    repeated = block[:half]
+    while len(repeated) < len(block):
+        length = generator.randrange(16, 64)
+        start = generator.randrange(half - length)
+        repeated += block[start : start + length]
+    return repeated[: len(block)]
 
 
 def mean_nats(pairs: list[tuple[float, int]]) -> float:

@@ -68,6 +68,8 @@ class Row(_Entry):
     generator: str = ""
     contexts: tuple[Passage, ...] | None = None
     """Passages retrieved for the question, the nearest first; absent when none were looked up."""
+    oracle_passage: Passage | None = None
+    """The chunk that holds the answer."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from mark_trainer.failures import BadData, Stopped, UserMistake
 from mark_trainer.likelihood import IGNORED, UNIGRAM_FILE, Unigram, label_nats, text_nats
 from mark_trainer.prompts import TEMPLATE_VERSION, Prompt, PromptBuilder
 from mark_trainer.publish import file_digest, provenance_of, verify_folder
-from mark_trainer.retrieval import hit, oracle_text, with_passages
+from mark_trainer.retrieval import hit, oracle, with_passages
 from mark_trainer.workspace import Work, write_file, write_json
 
 CLOSED_BOOK, RETRIEVED, ORACLE = "closedBook", "retrieved", "oracle"
@@ -196,8 +196,8 @@ def load_base(work: Work, adapter: Adapter | None) -> BaseModel:
     if adapter is not None and adapter.provenance["base"]["digest"] != base.digest:
         raise BadData(
             "OtherBaseModel",
-            f"baseModel: {reference.path or reference.hugging_face_id} is not the model that {adapter.path} was "
-            f"trained on (digest {base.digest[:12]}, expected {adapter.provenance['base']['digest'][:12]}); name that one",
+            f"baseModel: {reference.path or reference.hugging_face_id} is not what {adapter.path} was "
+            f"trained on (digest {base.digest[:12]}, expected {adapter.provenance['base']['digest'][:12]}); name it",
         )
     return base
 
@@ -251,10 +251,10 @@ def ask(rows: Sequence[Row], builder: PromptBuilder, condition: str) -> list[Ask
     for row in rows:
         shown = row.contexts or ()
         if condition == ORACLE:
-            text = oracle_text(row)
-            shown = tuple(passage for passage in shown if passage.text == text)[:1]
-            if not shown:
+            right = oracle(row)
+            if right is None:
                 continue
+            shown = (right,)
         passages = None if condition == CLOSED_BOOK else [passage.text for passage in shown]
         prompt = builder.prompt(row.question, passages)
         if prompt is None:
@@ -292,7 +292,8 @@ def record_of(
 
 def held_out_text(work: Work, base: BaseModel, rows: Sequence[Row], model: Any) -> dict[str, Any] | None:
     """The base model against a unigram, on the held-out passages that the rows were made from."""
-    texts = {row.chunk_id: (row.document.cluster, text) for row in rows if (text := oracle_text(row)) is not None}
+    found = [(row, passage) for row in rows if (passage := oracle(row)) is not None]
+    texts = {passage.chunk_id: (row.document.cluster, passage.text) for row, passage in found}
     if not texts:
         return None
     encode = base.tokenizer.encode
@@ -302,9 +303,8 @@ def held_out_text(work: Work, base: BaseModel, rows: Sequence[Row], model: Any) 
         unigram, fitted = Unigram.read(path), "the base model's own training text"
     else:
         training = read_rows(work.dataset_folder(), TRAIN_FILE)
-        chunks = {
-            passage.chunk_id: passage.text for row in training for passage in row.contexts or () if passage.oracle
-        }
+        passages = [passage for row in training if (passage := oracle(row)) is not None]
+        chunks = {passage.chunk_id: passage.text for passage in passages}
         documents = [encode(text, add_special_tokens=False) for text in chunks.values()]
         unigram, fitted = Unigram.fit(documents, len(base.tokenizer)), "the passages of the training rows"
     pieces = [

@@ -59,7 +59,7 @@ def sentence_bleu(prediction: str, references: Sequence[str]) -> float:
 
 def bleu_counts(prediction: str, references: Sequence[str]) -> list[float]:
     """What one answer adds to corpus BLEU: matched n-grams, n-grams, and the lengths of both sides."""
-    score = _bleu(effective_order=False).sentence_score(prediction, list(references))
+    score = _bleu(effective_order=True).sentence_score(prediction, list(references))
     return [*score.counts, *score.totals, score.sys_len, score.ref_len]
 
 

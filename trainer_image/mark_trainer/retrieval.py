@@ -29,10 +29,12 @@ def hit(row: Row) -> bool:
     return any(passage.oracle or passage.chunk_id == row.chunk_id for passage in row.contexts or ())
 
 
-def oracle_text(row: Row) -> str | None:
-    """The text of the chunk that holds the answer, where the row has it."""
-    texts = [passage.text for passage in row.contexts or () if passage.oracle or passage.chunk_id == row.chunk_id]
-    return texts[0] if texts else None
+def oracle(row: Row) -> Passage | None:
+    """The chunk that holds the answer, where the row records it."""
+    if row.oracle_passage is not None:
+        return row.oracle_passage
+    held = [passage for passage in row.contexts or () if passage.oracle or passage.chunk_id == row.chunk_id]
+    return held[0] if held else None
 
 
 def _search(work: Work, rows: Sequence[Row], count: int) -> list[Row]:
