@@ -5,7 +5,8 @@ import asyncio
 from mark_crds import names
 
 from mark_operator.cluster import ApiError, Cluster
-from mark_operator.run.objects import CPU_STAGES, bind, pod_of
+from mark_operator.run.means import CPU_STAGES
+from mark_operator.run.objects import bind, pod_of
 from mark_operator.run.plan import Rendering
 from mark_operator.seen import Answer, Body, Findings
 

@@ -9,7 +9,7 @@ from mark_crds.job_output import ExitCode, Result
 from pydantic import ValidationError
 
 from mark_operator.messages import Note, note
-from mark_operator.run.objects import CPU_STAGES
+from mark_operator.run.means import CPU_STAGES
 from mark_operator.seen import Body
 
 # A stage is done only when it says what it published.

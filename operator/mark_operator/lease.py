@@ -46,14 +46,21 @@ class Lease:
             await self._give_back()
 
     async def _renew(self) -> None:
+        """Renew until that fails for too long. A margin is left, so that this leader has stopped before another may start."""
         loop = asyncio.get_running_loop()
+        longest = self._timings.lease_seconds * 2 / 3
         last = loop.time()
         while True:
             await asyncio.sleep(self._timings.renew_seconds)
-            if await self._try():
-                last = loop.time()
-            # A margin, so that the old leader has stopped before a new one may start.
-            elif loop.time() - last > self._timings.lease_seconds * 2 / 3:
+            asked = loop.time()
+            try:
+                async with asyncio.timeout_at(last + longest):
+                    renewed = await self._try()
+            except TimeoutError:
+                renewed = False
+            if renewed:
+                last = asked
+            elif loop.time() >= last + longest:
                 raise LeaseLostError(f"the Lease {self._name} could not be renewed")
 
     async def _try(self) -> bool:

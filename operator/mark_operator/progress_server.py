@@ -20,7 +20,7 @@ from mark_operator.certificates import ServerContext
 from mark_operator.cluster import PROGRESS_MANAGER, ApiError, Cluster
 from mark_operator.job_facts import pod_is_live
 from mark_operator.progress import MalformedPostError, read_post
-from mark_operator.run.objects import progress_audience
+from mark_operator.run.means import progress_audience
 from mark_operator.seen import Body, RunKey
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mark_crds import names
-from mark_operator.run.objects import bind, pod_of, progress_audience, service
+from mark_operator.run.means import progress_audience
+from mark_operator.run.objects import bind, pod_of, service
 from run_builders import KEY, SETTINGS, UID, Body, evaluating, rendering_of, training
 
 SPECS = st.builds(

@@ -8,7 +8,7 @@ from mark_crds.stages import DataPrep, Evaluation, Ingest, Lora, Rlhf
 from mark_operator.messages import note
 from mark_operator.registry.autopipeline import choose
 from mark_operator.registry.versions import status_of, version_to_measure
-from mark_operator.run.objects import Means
+from mark_operator.run.means import Means
 from mark_operator.run.plan import CannotPlanError, Work, replay_key
 from mark_operator.seen import Body, RunKey
 from mark_operator.settings import Settings

@@ -9,7 +9,8 @@ from mark_operator.messages import Note, note
 from mark_operator.run.finish import finish
 from mark_operator.run.objects import owned
 from mark_operator.run.plan import Rendering, plan_digest, stored_jobs
-from mark_operator.run.stages import cancel, decide_stage, delete_working
+from mark_operator.run.stages import decide_stage
+from mark_operator.run.stopping import cancel, delete_working
 from mark_operator.run.view import View, is_terminal
 from mark_operator.run.waiting import decide_waiting, unusable
 from mark_operator.seen import Body, Findings

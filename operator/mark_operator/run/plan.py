@@ -9,7 +9,8 @@ from mark_crds.job_input import JobInput, canonical_json, digest_of
 from mark_crds.run import SWITCHES, PlannedStage, RunSpec
 
 from mark_operator.messages import Note
-from mark_operator.run.objects import Means, job_template
+from mark_operator.run.means import Means
+from mark_operator.run.objects import job_template
 from mark_operator.seen import Body, RunKey
 
 HASHED_KEYS = (names.JOB_INPUT_KEY, names.JOBS_KEY)

@@ -9,7 +9,7 @@ from mark_crds.job_output import Result
 from mark_crds.run import Failure, RunResult, RunStatus, StageStatus, State
 
 from mark_operator import clock
-from mark_operator.decision import Decision, Deletion, Suspension
+from mark_operator.decision import Decision, Suspension
 from mark_operator.job_facts import (
     Done,
     Ended,
@@ -18,14 +18,14 @@ from mark_operator.job_facts import (
     Running,
     Stopping,
     Waiting,
-    is_finished,
     pod_is_live,
     read_job,
 )
 from mark_operator.messages import Note, note
 from mark_operator.run.finish import finish
 from mark_operator.run.objects import bind, owned, service
-from mark_operator.run.view import View, replaced
+from mark_operator.run.stopping import deletions
+from mark_operator.run.view import View, of_run, replaced
 from mark_operator.seen import Body
 
 LAST_ATTEMPT = 99  # the Job's name leaves room for two digits
@@ -62,35 +62,6 @@ def decide_stage(view: View, template: Body) -> Decision:
     return _with_job(view, attempt, fact)
 
 
-def cancel(view: View) -> Decision:
-    """Stop what runs; the end is written once no Pod works any more."""
-    working = [job for job in view.seen.own_jobs.values() if not is_finished(job)]
-    live = [pod for pod in view.seen.pods if _of_run(pod, view.seen.uid) and pod_is_live(pod)]
-    if not working and not live:
-        entries = tuple(
-            entry.model_copy(update={"state": "Cancelled", "finished_at": view.now_text})
-            if entry.state in ("Pending", "Running")
-            else entry
-            for entry in view.status.stages
-        )
-        return Decision(status=view.stand("Cancelled", note("Cancelled"), stages=entries, finished_at=view.now_text))
-    status = view.stand("Running", note("Cancelling"))
-    return Decision(status=status, delete=_deletions(working), again_in=view.settings.timings.first_retry_seconds)
-
-
-def delete_working(view: View) -> tuple[Deletion, ...]:
-    """The deletion of every Job of the run that has not ended."""
-    return _deletions([job for job in view.seen.own_jobs.values() if not is_finished(job)])
-
-
-def _deletions(jobs: list[Body]) -> tuple[Deletion, ...]:
-    return tuple(
-        Deletion("Job", job["metadata"]["name"], job["metadata"]["uid"])
-        for job in jobs
-        if "deletionTimestamp" not in job["metadata"]
-    )
-
-
 def _attempt(view: View, template: Body) -> Attempt:
     stage = template["metadata"]["labels"][names.STAGE_LABEL]
     entry = view.entry(stage)
@@ -122,15 +93,11 @@ def _hindrance(view: View, attempt: Attempt) -> Note | None:
     workspace."""
     if attempt.job in view.seen.foreign_jobs:
         return note("NameTaken", taken=f"Job {attempt.job}")
-    pods = [pod["metadata"]["name"] for pod in view.seen.pods if not _of_run(pod, view.seen.uid) or pod_is_live(pod)]
+    pods = [pod["metadata"]["name"] for pod in view.seen.pods if not of_run(pod, view.seen.uid) or pod_is_live(pod)]
     if not pods:
         return None
     more = f" and {len(pods) - PODS_NAMED} more" if len(pods) > PODS_NAMED else ""
     return note("WaitingForPods", pods=", ".join(sorted(pods)[:PODS_NAMED]) + more, stage=attempt.stage)
-
-
-def _of_run(pod: Body, uid: str) -> bool:
-    return bool(pod["metadata"].get("labels", {}).get(names.RUN_UID_LABEL) == uid)
 
 
 def _children(view: View, attempt: Attempt) -> tuple[Body, ...]:
@@ -162,7 +129,7 @@ def _give_way(view: View, attempt: Attempt, job: Body) -> Decision | None:
         return None
     why = note("Suspended", stage=attempt.stage)
     ended = _end_attempt(view, attempt, Ended(why, counted=False))
-    return replace(ended, delete=_deletions([job]))
+    return replace(ended, delete=deletions([job]))
 
 
 def _with_job(view: View, attempt: Attempt, fact: Fact) -> Decision:

@@ -5,6 +5,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
+from mark_crds import names
 from mark_crds.run import RunStatus, StageStatus, State
 
 from mark_operator import clock, conditions
@@ -87,3 +88,8 @@ def replaced(stages: tuple[StageStatus, ...], entry: StageStatus) -> tuple[Stage
     if any(old.stage == entry.stage for old in stages):
         return tuple(entry if old.stage == entry.stage else old for old in stages)
     return (*stages, entry)
+
+
+def of_run(pod: Body, uid: str) -> bool:
+    """Whether the Pod belongs to this very run, not to an earlier one of its name."""
+    return bool(pod["metadata"].get("labels", {}).get(names.RUN_UID_LABEL) == uid)

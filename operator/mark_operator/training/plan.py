@@ -3,7 +3,7 @@
 from mark_crds.job_input import JobInput
 from mark_crds.training_run import TrainingRunSpec
 
-from mark_operator.run.objects import Means
+from mark_operator.run.means import Means
 from mark_operator.run.plan import Work, replay_key
 from mark_operator.seen import Body, RunKey
 from mark_operator.settings import Settings
