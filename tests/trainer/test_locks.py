@@ -1,5 +1,6 @@
 """One holder at a time; a holder without a heartbeat loses the lock."""
 
+import errno
 import os
 from collections.abc import Callable
 
@@ -79,3 +80,16 @@ def test_only_the_lock_that_was_judged_is_removed(make_work: MakeWork) -> None:
         locks._remove_of(path, "the token of another lock")
         assert see_holder(path) is not None
     assert list(work.workspace.locks_folder().iterdir()) == []
+
+
+def test_a_volume_without_hard_links_has_locks_too(make_work: MakeWork, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with (
+        hold(make_work(run_uid="one"), "chroma", 0),
+        pytest.raises(MachineTrouble, match="uid one"),
+        hold(make_work(run_uid="two"), "chroma", 0),
+    ):
+        pass

@@ -3,6 +3,7 @@
 It must not rely on clocks agreeing: ages are told by the volume's own time stamps.
 """
 
+import errno
 import json
 import os
 import threading
@@ -20,6 +21,8 @@ from mark_trainer.workspace import Work, Workspace, write_json
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 120.0
 _LOOK_AGAIN_SECONDS = 1.0
+# What some network file systems answer; they can still create a file only if it is absent.
+_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ def hold(work: Work, name: str, wait_seconds: float) -> Iterator[Lock]:
     while not _take(path, work, token):
         holder = see_holder(path)
         if holder is None:
+            time.sleep(_LOOK_AGAIN_SECONDS / 20)
             continue
         if holder.run_uid == work.run_uid or is_stale(work.workspace, path):
             # A run has one Pod at a time, so a lock of its own is one that an earlier Pod left behind.
@@ -135,12 +139,23 @@ def _take(path: Path, work: Work, token: str) -> bool:
     written = path.with_name(f".{token}.tmp")
     write_json(written, holder)
     try:
-        os.link(written, path)
+        _place(written, path)
     except FileExistsError:
         return False
     finally:
         written.unlink()
     return True
+
+
+def _place(written: Path, path: Path) -> None:
+    """Give a file its name unless the name is taken; raises FileExistsError then."""
+    try:
+        os.link(written, path)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        with path.open("xb") as file:
+            file.write(written.read_bytes())
 
 
 def _remove_of(path: Path, token: str) -> None:
@@ -151,7 +166,7 @@ def _remove_of(path: Path, token: str) -> None:
     except FileNotFoundError:
         return
     if _token_of(aside) != token:
-        os.link(aside, path)
+        _place(aside, path)
     aside.unlink()
 
 
@@ -163,5 +178,6 @@ def _token_of(path: Path) -> str | None:
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         return dict(json.loads(path.read_text()))
-    except FileNotFoundError:
+    except (FileNotFoundError, json.JSONDecodeError):
+        # Absent, or being written at this moment.
         return None

@@ -194,6 +194,9 @@ def _is_heading(sentence: str) -> bool:
     words = sentence.rstrip(".:").split()
     if not 0 < len(words) <= 9 or len(sentence) > 80 or sentence[-1] in ",;" or '"' in sentence:
         return False
+    if re.search(r"\(c\)|©|\b[12][0-9]{3}\b", sentence, re.IGNORECASE):
+        # A copyright notice or a date.
+        return False
     long_words = [word for word in words if len(word) > 3]
     capitals = sum(word[0].isupper() for word in long_words)
     return sentence[0].isupper() and bool(long_words) and capitals >= 0.6 * len(long_words)
