@@ -27,6 +27,7 @@ VIEWS: dict[str, RenderableType] = {
     "plan": plan.plan_view(cases.planned_run(), cases.NOW),
     "plan-refused": plan.plan_view(cases.refused_run(), cases.NOW),
     "plan-confirmed": plan.plan_view(cases.running_run(), cases.NOW),
+    "confirming": plan.confirming_view(cases.planned_run()),
     "status-new": status.status_view(cases.new_run(), cases.NOW),
     "status-planned": status.status_view(cases.planned_run(), cases.NOW),
     "status-running": status.status_view(cases.running_run(), cases.NOW),

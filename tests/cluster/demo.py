@@ -144,7 +144,6 @@ def plan() -> None:
     jobs = run(f"kubectl -n {NAMESPACE} get jobs,pods", capture=True)
     if jobs.strip():
         raise StepFailedError(f"something runs though nobody confirmed it:\n{jobs}", RUN_HELPS)
-    say(f"No resources found in {NAMESPACE} namespace.")
 
 
 def confirm() -> float:

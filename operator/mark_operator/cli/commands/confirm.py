@@ -1,7 +1,5 @@
 """`mark confirm`: the second of the two steps. One patch, bound to the plan that was shown."""
 
-from datetime import UTC, datetime
-
 import click
 
 from mark_operator.cli.commands.plan import wait_for_plan
@@ -10,7 +8,7 @@ from mark_operator.cli.options import Connection, connection_options, kind_optio
 from mark_operator.cli.runs import FINISHED_STATES, RunReference, parse_reference, state_of
 from mark_operator.cli.session import Json, own_path
 from mark_operator.cli.view.formatting import short_digest
-from mark_operator.cli.view.plan import failed_checks, plan_view
+from mark_operator.cli.view.plan import confirming_view, failed_checks
 
 SHORTEST_HASH = 8
 # The operator plans within a second; a person who applies and confirms in one line shall not need a pause.
@@ -44,7 +42,7 @@ def confirm(name: str, plan_hash: str | None, kind: str | None, connection: Conn
     if run["spec"].get("confirm") and run["spec"].get("confirmPlan") == full_hash:
         say(f"{reference.name} is confirmed already; follow it with: mark status {reference.argument} --watch")
         return
-    show(plan_view(run, datetime.now(UTC)))
+    show(confirming_view(run))
     body = confirmation(full_hash, session.user_name())
     session.patch(own_path(reference.kind, session.namespace, reference.name), body)
     namespace = f" -n {connection.target.namespace}" if connection.target.namespace else ""

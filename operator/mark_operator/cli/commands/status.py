@@ -1,5 +1,6 @@
 """`mark status`: how a run stands, or all runs; --watch follows one to its end."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,9 +30,11 @@ from mark_operator.cli.runs import (
     state_of,
 )
 from mark_operator.cli.session import Json, Session, own_path
-from mark_operator.cli.view.status import change_lines, runs_view, status_view
+from mark_operator.cli.view.status import change_lines, runs_view, status_view, waiting_reason
 
 LOOK_SECONDS = 1.0
+# Every Pod waits for a moment; only longer waits are worth a line.
+WORTH_SAYING_SECONDS = 10
 
 _EXAMPLES = """\b
 Examples:
@@ -127,13 +130,22 @@ class _Screen:
 
 
 class _Lines:
-    """A line with the time for each change."""
+    """A line with the time for each change, and for what has kept the run for a while."""
 
     def __init__(self) -> None:
         self._last: Json = {}
+        self._reason = ""
+        self._since = 0.0
 
     def send(self, run: Json) -> None:
-        now = datetime.now(UTC).strftime("%H:%M:%S")
-        for line in change_lines(self._last, run):
-            click.echo(f"{now}  {line}")
+        for line in [*change_lines(self._last, run), *self._long_wait(run)]:
+            click.echo(f"{datetime.now(UTC):%H:%M:%S}  {line}")
         self._last = run
+
+    def _long_wait(self, run: Json) -> Iterator[str]:
+        reason, now = waiting_reason(run), time.monotonic()
+        if reason != self._reason:
+            self._reason, self._since = reason, now
+        elif reason and now - self._since > WORTH_SAYING_SECONDS:
+            self._since = math.inf
+            yield f"waiting: {reason}"

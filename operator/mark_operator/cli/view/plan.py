@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
+from mark_crds.shared import normal_decimal
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -11,7 +12,7 @@ from mark_operator.cli.view.formatting import duration, plain_table, plural, sec
 
 Json = dict[str, Any]
 
-_OUTCOMES = {"Passed": ("passed", "green"), "Failed": ("FAILED", "bold red"), "NotChecked": ("not checked", "yellow")}
+_OUTCOMES = {"Failed": ("FAILED", "bold red"), "NotChecked": ("not checked", "yellow")}
 
 
 def plan_view(run: Json, now: datetime) -> RenderableType:
@@ -35,17 +36,28 @@ def offline_plan_view(run: Json, *, pinned: str) -> RenderableType:
     )  # fmt: skip
 
 
+def confirming_view(run: Json) -> RenderableType:
+    """The plan once more, at its confirmation: what will run, without what was checked."""
+    metadata, plan = run["metadata"], run["status"]["plan"]
+    title = Text(f"{run['kind']} {metadata['namespace']}/{metadata['name']} · plan {plan['hash']}", style="bold")
+    return Group(title, *_facts(run), "", stages_view(run), _total(plan), *_warnings(plan))
+
+
 def checks_view(checks: list[Json]) -> RenderableType:
-    """The prerequisites, the failed ones first."""
+    """The prerequisites: what failed or is not known, one each; what is in order, in one line."""
     if not checks:
         return Text("\nChecks: none yet.")
-    table = plain_table("CHECK", "OUTCOME", "FOUND")
-    order = list(_OUTCOMES)
-    order.sort(key=lambda outcome: outcome != "Failed")
-    for check in sorted(checks, key=lambda check: order.index(check["outcome"])):
-        word, style = _OUTCOMES[check["outcome"]]
-        table.add_row(check["name"], Text(word, style=style), check["message"])
-    return Group("", table)
+    passed = [check["name"] for check in checks if check["outcome"] == "Passed"]
+    lines: list[RenderableType] = [""]
+    if len(passed) < len(checks):
+        table = plain_table("CHECK", "OUTCOME", "FOUND")
+        for outcome, (word, style) in _OUTCOMES.items():
+            for check in (check for check in checks if check["outcome"] == outcome):
+                table.add_row(check["name"], Text(word, style=style), check["message"])
+        lines.append(table)
+    if passed:
+        lines.append(Text.assemble((f"{plural(len(passed), 'check')} passed: ", "green"), ", ".join(passed)))
+    return Group(*lines)
 
 
 def failed_checks(plan: Json) -> list[Json]:
@@ -79,6 +91,10 @@ def _parts(run: Json, title: str, checks: RenderableType) -> Iterator[Renderable
     yield stages_view(run)
     yield _total(plan)
     yield checks
+    yield from _warnings(plan)
+
+
+def _warnings(plan: Json) -> Iterator[RenderableType]:
     if warnings := plan.get("warnings"):
         yield Text("\nWarnings", style="yellow")
         yield from (f"  - {warning}" for warning in warnings)
@@ -139,7 +155,7 @@ def _lora_work(spec: Json) -> str:
     rows = lora.get("batchSize", 4) * lora.get("gradientAccumulationSteps", 4)
     return (
         f"{plural(lora.get('epochs', 0), 'epoch')}, rank {lora.get('rank', 16)}, "
-        f"learning rate {lora.get('learningRate', '0.0002')}, {rows} rows a step"
+        f"learning rate {normal_decimal(lora.get('learningRate', '2e-4'))}, {rows} rows a step"
     )
 
 

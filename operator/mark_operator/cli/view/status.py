@@ -183,6 +183,15 @@ def change_lines(before: Json, after: Json) -> list[str]:
     return lines
 
 
+def waiting_reason(run: Json) -> str:
+    """What keeps the run, in the operator's words; empty while it works or has ended."""
+    status = run.get("status", {})
+    for condition in status.get("conditions", []):
+        if condition["type"] == "Progressing" and condition["reason"] != "Running" and not status.get("finishedAt"):
+            return str(condition.get("message", ""))
+    return ""
+
+
 def _state_change(old: Json, new: Json) -> Iterator[str]:
     if new.get("state") and new.get("state") != old.get("state"):
         yield f"state {new['state']}"
