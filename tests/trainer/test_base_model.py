@@ -55,15 +55,6 @@ def test_the_same_seed_gives_the_same_bytes(small: None, texts: Path, tmp_path: 
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_repeated_blocks_hold_nothing_new() -> None:
-    import random
-
-    block = list(range(512))
-    repeated = base_model.with_repeats(block, random.Random(1))
-    assert len(repeated) == 512
-    assert repeated[:256] == block[:256] and set(repeated[256:]) <= set(block[:256])
-
-
 def test_too_few_texts_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserMistake, match=r"--texts .* at least two \.txt files, has 0"):
         base_model.build(tmp_path, tmp_path / "base")

@@ -45,7 +45,6 @@ BLOCK_TOKENS = 512
 BLOCKS_A_STEP = 2
 PEAK_LEARNING_RATE = 3e-3
 WARM_UP_SHARE = 0.05
-REPEATING_SHARE = 0.4
 HELD_OUT_EVERY = 20  # one text in twenty is kept back, to measure what was learned
 
 
@@ -232,11 +231,7 @@ def train(model: LlamaForCausalLM, documents: list[list[int]], *, steps: int, se
 
 
 def packed_batches(documents: list[list[int]], seed: int) -> Iterator[torch.Tensor]:
-    """Endless batches of blocks; each pass joins the documents in a new order and starts at a new offset.
-
-    In some blocks the second half repeats a stretch of the first. So a model this small learns within the same time
-    to take over what it was shown, without which passages in a prompt would be lost on it.
-    """
+    """Endless batches of blocks; each pass joins the documents in a new order and starts at a new offset."""
     generator = random.Random(seed)
     batch: list[list[int]] = []
     while True:
@@ -245,22 +240,10 @@ def packed_batches(documents: list[list[int]], seed: int) -> Iterator[torch.Tens
         stream *= math.ceil(2 * BLOCK_TOKENS / len(stream))
         starts = list(range(generator.randrange(BLOCK_TOKENS), len(stream) - BLOCK_TOKENS, BLOCK_TOKENS))
         for start in generator.sample(starts, len(starts)):
-            block = stream[start : start + BLOCK_TOKENS]
-            batch.append(with_repeats(block, generator) if generator.random() < REPEATING_SHARE else block)
+            batch.append(stream[start : start + BLOCK_TOKENS])
             if len(batch) == BLOCKS_A_STEP:
                 yield torch.tensor(batch)
                 batch = []
-
-
-def with_repeats(block: list[int], generator: random.Random) -> list[int]:
-    """The first half, then stretches of it in any order."""
-    half = len(block) // 2
-    repeated = block[:half]
-    while len(repeated) < len(block):
-        length = generator.randrange(16, 64)
-        start = generator.randrange(half - length)
-        repeated += block[start : start + length]
-    return repeated[: len(block)]
 
 
 def mean_nats(pairs: list[tuple[float, int]]) -> float:
