@@ -13,6 +13,7 @@ import pytest
 from mark_trainer import preflight
 from mark_trainer.failures import BadData, Failure, MachineTrouble, UserMistake
 from mark_trainer.locks import hold
+from mark_trainer.model_files import TRAINABLE_FAMILIES
 from mark_trainer.publish import publish
 from mark_trainer.workspace import Work
 from pypdf import PdfWriter
@@ -267,4 +268,4 @@ def test_the_families_are_those_that_can_be_trained() -> None:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "TARGET_MODULES"
     )
     assert isinstance(targets, ast.Dict)
-    assert sorted(ast.literal_eval(key) for key in targets.keys if key) == sorted(preflight.TRAINABLE_FAMILIES)
+    assert sorted(ast.literal_eval(key) for key in targets.keys if key) == sorted(TRAINABLE_FAMILIES)

@@ -17,9 +17,10 @@ from mark_crds.job_output import Artifact, Result
 
 from mark_trainer.chunks import page_of
 from mark_trainer.collection import Content, Passage, open_collection
+from mark_trainer.dataset_card import dataset_card
 from mark_trainer.documents import Document
 from mark_trainer.failures import BadData
-from mark_trainer.near_duplicates import SAME_CLUSTER_OVERLAP, WORDS_OF_A_SHINGLE, cluster, largest_overlap
+from mark_trainer.near_duplicates import cluster
 from mark_trainer.publish import publish
 from mark_trainer.questions import Question, questions
 from mark_trainer.topics import Topics
@@ -72,7 +73,7 @@ def run(work: Work) -> Result:
             f"dataPrep: {len(train)} training and {len(validation)} validation rows could be made from collection "
             f"{settings.collection}: add documents with more prose, or raise dataPrep.maxSamples",
         )
-    card = _card(work, content, clusters, splits, train, validation)
+    card = dataset_card(settings, content, clusters, splits, train, validation)
     return _publish(work, train, validation, card)
 
 
@@ -256,56 +257,6 @@ def _spread(rows: list[Row], seed: int) -> list[Row]:
     """Shuffled so that the first rows are from as many clusters, and then documents, as possible."""
     by_document = _in_turns(_shuffled(rows, seed), lambda row: row["document"]["digest"])
     return _in_turns(by_document, lambda row: row["document"]["cluster"])
-
-
-def _card(
-    work: Work,
-    content: Content,
-    clusters: dict[str, str],
-    splits: dict[str, Split],
-    train: list[Row],
-    validation: list[Row],
-) -> Row:
-    texts = {document.digest: document.text for document in content.documents}
-    sides: dict[str, str] = dict(splits)
-    by_side = {
-        side: {clusters[document] for document in clusters if splits[document] == side} for side in ("train", "val")
-    }
-    rows = train + validation
-    return {
-        "formatVersion": 1,
-        "settings": work.job_input.data_prep.to_dict(),
-        "collection": {"name": work.job_input.data_prep.collection, "digest": content.digest},
-        "rows": {"train": len(train), "val": len(validation)},
-        "documents": [
-            {
-                "digest": document.digest,
-                "path": document.path,
-                "title": document.title,
-                "cluster": clusters[document.digest],
-                "split": splits[document.digest],
-                "rows": sum(row["document"]["digest"] == document.digest for row in rows),
-            }
-            for document in content.documents
-        ],
-        "clusters": {side: len(found) for side, found in by_side.items()},
-        "generators": dict(sorted(Counter(row["generator"] for row in rows).items())),
-        "topics": dict(sorted(Counter(row["topic"] for row in rows).items())),
-        "retrievedShare": {
-            side: f"{sum(row['retrieved'] for row in part) / len(part):.4f}"
-            for side, part in (("train", train), ("val", validation))
-        },
-        "leakage": {
-            "clustersInBothSplits": len(by_side["train"] & by_side["val"]),
-            "documentsInBothSplits": len(
-                {row["document"]["digest"] for row in train} & {row["document"]["digest"] for row in validation}
-            ),
-            "questionsInBothSplits": len({row["question"] for row in train} & {row["question"] for row in validation}),
-            "largestDocumentOverlap": f"{largest_overlap(texts, sides):.4f}",
-            "allowedDocumentOverlap": f"{SAME_CLUSTER_OVERLAP:.4f}",
-            "measure": f"share of the shorter document's runs of {WORDS_OF_A_SHINGLE} words that the other has too",
-        },
-    }
 
 
 def _publish(work: Work, train: list[Row], validation: list[Row], card: Row) -> Result:

@@ -7,12 +7,10 @@ import importlib.util
 import json
 import shutil
 import socket
-import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from mark_crds import names
 from mark_crds.job_input import digest_of
@@ -23,16 +21,14 @@ from mark_trainer.documents import Unreadable, count_pages
 from mark_trainer.failures import BadData, Failure, MachineTrouble, UserMistake
 from mark_trainer.ingest import corpus_files, unusable_files
 from mark_trainer.locks import is_stale, see_holder
+from mark_trainer.model_files import see_model
 from mark_trainer.outcome import see_completed
 from mark_trainer.publish import MANIFEST, verify_folder
-from mark_trainer.workspace import Work, read_json, write_file
+from mark_trainer.workspace import Work, write_file
 
-# Those that the stage lora has adapter targets for.
-TRAINABLE_FAMILIES = ("gemma2", "llama", "mamba", "mistral", "qwen2", "qwen3")
 DATASET_FILES = ("train_sft.jsonl", "val_sft.jsonl")
 SECONDS_FOR_THE_CORPUS = 60.0
 SPARE_BYTES = 64 * 1024**2
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _MODEL_STAGES = frozenset(["lora", "reward", "ppo", "eval"])
 
 
@@ -182,11 +178,14 @@ def check_base_model(work: Work, found: Findings) -> None:
             f"baseModel.path: there is no folder {reference.path} in the workspace"
             f"{work.workspace.neighbours(reference.path)}; put the model there or correct the path",
         )
-    config = _config(folder, reference.path)
-    _check_family(work, config, reference.path)
-    _check_weights(folder, reference.path)
-    _check_tokenizer(folder, reference.path)
-    _check_length(work, config)
+    config = see_model(folder, reference.path)
+    longest = config.get("max_position_embeddings")
+    if "lora" in work.job_input.stages and isinstance(longest, int) and work.job_input.lora.max_length > longest:
+        raise UserMistake(
+            "TooLong",
+            f"lora.maxLength: is {work.job_input.lora.max_length}, and the base model reads {longest} tokens at most "
+            f"(max_position_embeddings); set it to {longest} or less",
+        )
     found.facts["modelFamily"] = config["model_type"]
     found.facts["modelConfigDigest"] = digest_of(json.dumps(config, sort_keys=True))[:16]
 
@@ -295,88 +294,6 @@ def _rows_have_passages(work: Work) -> bool:
         return True
     with path.open(encoding="utf-8") as file:
         return '"contexts"' in file.readline()
-
-
-def _config(folder: Path, name: str) -> dict[str, Any]:
-    if not (folder / "config.json").is_file():
-        raise UserMistake("NoModelConfig", f"baseModel.path: {name} has no config.json; copy the whole model folder")
-    config = read_json(folder / "config.json", f"{name}/config.json")
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise BadData("NoModelType", f"{name}/config.json: has no model_type, so it is no transformers model")
-    return config
-
-
-def _check_family(work: Work, config: dict[str, Any], name: str) -> None:
-    family = config["model_type"]
-    if family not in TRAINABLE_FAMILIES:
-        raise UserMistake(
-            "UnknownModelFamily",
-            f"baseModel.path: {name} is of family {family}, and this trainer knows {', '.join(TRAINABLE_FAMILIES)}; "
-            "choose another base model",
-        )
-    if config.get("auto_map"):
-        raise UserMistake(
-            "ForeignCode",
-            f"baseModel.path: {name}/config.json wants to run code of its own (auto_map), which is never done; "
-            "use a model of the library itself",
-        )
-
-
-def _check_weights(folder: Path, name: str) -> None:
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-        found = f" but {pickles[0]}, which can run code when loaded" if pickles else ""
-        raise UserMistake(
-            "NoSafetensors", f"baseModel.path: {name} has no .safetensors file{found}; save the model as safetensors"
-        )
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = set(read_json(index, f"{name}/{index.name}")["weight_map"].values())
-        missing = sorted(shards - {path.name for path in weights})
-        if missing:
-            raise BadData(
-                "WeightsMissing", f"{name}: {missing[0]} is missing, {len(missing)} in all; copy the model again"
-            )
-    for path in weights:
-        if not _is_whole_safetensors(path):
-            raise BadData("WeightsBroken", f"{name}/{path.name}: is cut off or no safetensors file; copy it again")
-
-
-def _is_whole_safetensors(path: Path) -> bool:
-    """Whether the file is as long as its header says; the numbers themselves are not read."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        if len(start) < 8:
-            return False
-        header_bytes = struct.unpack("<Q", start)[0]
-        if header_bytes > size - 8:
-            return False
-        try:
-            header = json.loads(file.read(header_bytes))
-        except ValueError:
-            return False
-    ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-    return 8 + header_bytes + max(ends, default=0) == size
-
-
-def _check_tokenizer(folder: Path, name: str) -> None:
-    if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise UserMistake(
-            "NoTokenizer",
-            f"baseModel.path: {name} has no tokenizer.json; copy the tokenizer's files beside the weights",
-        )
-
-
-def _check_length(work: Work, config: dict[str, Any]) -> None:
-    longest = config.get("max_position_embeddings")
-    if "lora" in work.job_input.stages and isinstance(longest, int) and work.job_input.lora.max_length > longest:
-        raise UserMistake(
-            "TooLong",
-            f"lora.maxLength: is {work.job_input.lora.max_length}, and the base model reads {longest} tokens at most "
-            f"(max_position_embeddings); set it to {longest} or less",
-        )
 
 
 def _size_of(folder: Path) -> int:
