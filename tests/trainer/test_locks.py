@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from mark_trainer import locks
-from mark_trainer.failures import MachineTrouble
+from mark_trainer.failures import Failure, MachineTrouble
 from mark_trainer.locks import hold, see_holder
 from mark_trainer.workspace import Work
 
@@ -22,7 +22,7 @@ def grow_old(work: Work, name: str = "chroma", seconds: float = 1000) -> None:
 def test_the_second_run_is_told_who_holds_the_lock(make_work: MakeWork) -> None:
     with (
         hold(make_work(run_uid="one"), "chroma", 0),
-        pytest.raises(MachineTrouble, match=r"held by run legal/contracts \(uid one\), stage ingest"),
+        pytest.raises(Failure, match=r"held by run legal/contracts \(uid one\), stage ingest"),
         hold(make_work(run_uid="two"), "chroma", 0),
     ):
         pass
@@ -89,7 +89,7 @@ def test_a_volume_without_hard_links_has_locks_too(make_work: MakeWork, monkeypa
     monkeypatch.setattr(os, "link", refuse)
     with (
         hold(make_work(run_uid="one"), "chroma", 0),
-        pytest.raises(MachineTrouble, match="uid one"),
+        pytest.raises(Failure, match="uid one"),
         hold(make_work(run_uid="two"), "chroma", 0),
     ):
         pass
