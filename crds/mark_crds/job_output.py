@@ -8,6 +8,9 @@ from pydantic import Field, StringConstraints
 from mark_crds.model import Model
 from mark_crds.shared import Digest, Time, Word, WorkspacePath
 
+# Reason of a Result of outcome Stopped: another run holds what the stage needs, such as the same work of a second cluster.
+LOCKED = "Locked"
+
 
 class ExitCode(IntEnum):
     """What a trainer's exit code means. Any other code counts as machine trouble."""

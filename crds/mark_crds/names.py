@@ -15,6 +15,11 @@ QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 # The verb that the optional ValidatingAdmissionPolicy asks for.
 CONFIRM_VERB = "confirm"
 
+# The installation-wide stop switch: a ConfigMap in the operator's namespace.
+FREEZE_NAME = "mark-freeze"
+FROZEN_KEY = "frozen"
+FREEZE_REASON_KEY = "reason"
+
 # Inside a Job's Pod.
 WORKSPACE_MOUNT = "/workspace"
 INPUT_MOUNT = "/etc/mark/input"

@@ -24,6 +24,8 @@ from mark_crds.shared import (
 # Fields that say when and by whom, not what: outside the plan hash.
 SWITCHES = ("dryRun", "confirm", "confirmPlan", "confirmedBy", "suspend", "ttlSecondsAfterFinished")
 
+Number = Annotated[str, StringConstraints(max_length=24)]
+
 State = Literal[
     "Planning",
     "PlanReady",
@@ -101,6 +103,27 @@ class PlannedStage(Model):
     """CPU of each Pod."""
     memory: Annotated[str, StringConstraints(max_length=24)]
     """Memory of each Pod."""
+    steps_at_most: int | None = None
+    """Optimizer steps at most; absent where the rows are not known before the run, and for stages without steps."""
+    tokens_at_most: int | None = None
+    """Trained tokens at most, when every row were as long as maxLength; absent like stepsAtMost."""
+    gpu_hours_at_most: Number | None = None
+    """GPU-hours of one attempt at most: all GPUs until activeDeadlineSeconds; absent for a stage without GPU."""
+    writes: Annotated[tuple[Annotated[str, StringConstraints(max_length=600)], ...], Field(max_length=4)] = ()
+    """What it writes in the workspace, beside the run's own folder `runs/<uid>`."""
+
+
+class PlannedModel(Model):
+    """What the run will do to the registry."""
+
+    name: ObjectName
+    """Name of the Model."""
+    action: Literal["Create", "AddVersion", "Judge"]
+    """Create a new entry, AddVersion to the one that exists, or Judge one of its versions."""
+    version: Digest | None = None
+    """The version that is current now, or the one that is judged."""
+    drops: Digest | None = None
+    """The oldest version, which leaves the entry because the last 10 are kept."""
 
 
 class Check(Model):
@@ -131,6 +154,14 @@ class PlanStatus(Model):
     """The prerequisites."""
     warnings: Annotated[tuple[Sentence, ...], Field(max_length=16)] = ()
     """What a person should know before confirming."""
+    gpu_hours_at_most: Number | None = None
+    """GPU-hours of all stages at most, one attempt each; a further attempt can take as much again. Absent without GPUs."""
+    model: PlannedModel | None = None
+    """What the run will do to the registry; absent for nothing."""
+    unpinned: Annotated[tuple[Sentence, ...], Field(max_length=12)] = ()
+    """What the hash names but does not bind the content of, field by field, and what binds it instead."""
+    summary: Annotated[tuple[Sentence, ...], Field(max_length=16)] = ()
+    """The plan in a few lines, for `kubectl describe`."""
     confirm_command: Sentence = ""
     """The command that confirms exactly this plan."""
 

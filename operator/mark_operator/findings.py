@@ -1,6 +1,7 @@
 """Asks the API server about a plan's prerequisites. It changes nothing, and judges nothing."""
 
 import asyncio
+from dataclasses import replace
 
 from mark_crds import names
 
@@ -9,12 +10,18 @@ from mark_operator.run.means import CPU_STAGES
 from mark_operator.run.objects import bind, pod_of
 from mark_operator.run.plan import Rendering
 from mark_operator.seen import Answer, Body, Findings
+from mark_operator.settings import Settings
 
 PLAN_UID = "00000000-0000-0000-0000-000000000000"
 
 
-async def look(cluster: Cluster, rendering: Rendering, uid: str) -> Findings:
-    """All answers for one plan, asked at once."""
+async def look(cluster: Cluster, rendering: Rendering, uid: str, *, confirmed: bool) -> Findings:
+    """All answers for one plan, asked at once; for a confirmed run also the stop switch, asked last."""
+    found = await _prerequisites(cluster, rendering, uid)
+    return replace(found, freeze=await _freeze(cluster, rendering.means.settings)) if confirmed else found
+
+
+async def _prerequisites(cluster: Cluster, rendering: Rendering, uid: str) -> Findings:
     means = rendering.means
     namespace = means.key.namespace
     jobs = {_stage(job): bind(job, kind=means.key.kind, uid=uid, attempt=1) for job in rendering.jobs}
@@ -63,6 +70,15 @@ async def _list(cluster: Cluster, kind: str, namespace: str | None) -> Answer:
     except ApiError as error:
         return _unknown(error)
     return Answer("Found", tuple(items))
+
+
+async def _freeze(cluster: Cluster, settings: Settings) -> Answer:
+    """The stop switch. Whatever keeps it from being read is an answer too: nothing starts without it."""
+    try:
+        found = await cluster.get("ConfigMap", settings.operator_namespace, names.FREEZE_NAME)
+    except ApiError as error:
+        return Answer("Unknown", message=str(error))
+    return Answer("Missing") if found is None else Answer("Found", (found,))
 
 
 async def _storage_class(cluster: Cluster, claim: Answer) -> Answer:

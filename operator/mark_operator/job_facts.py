@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mark_crds import names
-from mark_crds.job_output import ExitCode, Result
+from mark_crds.job_output import LOCKED, ExitCode, Result
 from pydantic import ValidationError
 
 from mark_operator.messages import Note, note
@@ -183,13 +183,19 @@ def _read_failure(pod: Body, job: Body) -> Ended:
     if _disruption(pod):
         return _disrupted(name, _disruption(pod))
     if code == ExitCode.STOPPED:
-        return Ended(note("Stopped"), counted=False, **facts)
+        return _stopped(result, facts)
     if terminated.get("reason") == "OOMKilled":
         stage = job["metadata"]["labels"][names.STAGE_LABEL]
         field = "spec.cpuResources.memory" if stage in CPU_STAGES else "spec.resources.memory"
         return Ended(note("OutOfMemory", container=names.TRAINER_CONTAINER, field=field), **facts)
     why = Note(result.reason, result.message) if result else _nameless("ContainerFailed", name, code)
     return Ended(why, last_words=_last_words(result, message), **facts)
+
+
+def _stopped(result: Result | None, facts: dict[str, Any]) -> Ended:
+    if result is not None and result.reason == LOCKED:
+        return Ended(note("HeldByOtherRun", problem=result.message), counted=False, **facts)
+    return Ended(note("Stopped"), counted=False, **facts)
 
 
 def _nameless(reason: str, pod: str, code: int) -> Note:

@@ -21,14 +21,14 @@ SENTENCES = {
     "plan; to run it: {command}",
     "PlanExpired": "The plan is older than the {seconds} s that the administrator allows. Set spec.confirm: "
     "false, read the new plan and confirm it",
-    "Frozen": "The run is confirmed, but the administrator has frozen all starts; it starts when the freeze ends",
+    "Frozen": "The run is confirmed, but all starts are frozen: {why}. It starts by itself when the freeze ends",
     "ModelNotFound": "spec.model.name: there is no Model {model} in this namespace. Create it by a TrainingRun "
     "with output.model, or correct the name",
     "ModelWithoutVersion": "spec.model.name: the Model {model} has no version yet. Wait for a TrainingRun with "
     "output.model: {model} to succeed",
     "ModelElsewhere": "spec.workspace.claimName: version {digest} of the Model {model} lies in claim {claim}. Use"
     " that claim",
-    "Confirmed": "Plan {hash} was confirmed",
+    "Confirmed": "Plan {hash} was confirmed{by}",
     "NotConfirmed": "spec.confirm is false, so nothing runs. To run this plan: {command}",
     "Planned": "Plan {hash} was made from generation {generation} of the spec",
     # On the way
@@ -63,6 +63,8 @@ SENTENCES = {
     "DeadlineExceeded": "Job {job} ran longer than spec.activeDeadlineSeconds. Raise it in a new run",
     "OutOfMemory": "Container {container} needed more memory than its limit. Raise {field}, or lower "
     "lora.batchSize or lora.maxLength, in a new run",
+    "HeldByOtherRun": "Another run holds what this one needs: {problem}. It is asked again by itself, which does not "
+    "count against spec.maxAttempts",
     "Disrupted": "Pod {pod} was taken away by the cluster ({detail}). This does not count against spec.maxAttempts",
     "Stopped": "The trainer stopped after a checkpoint. This does not count against spec.maxAttempts",
     "JobVanished": "Job {job} was deleted by somebody else while it worked. Leave the Jobs of a run alone; use "

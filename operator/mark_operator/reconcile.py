@@ -119,7 +119,7 @@ class Reconciler:
         if known and not view.confirmed and (view.now - last).total_seconds() < period * 0.9:
             return None
         self._checked[key] = view.now
-        return await look(self._cluster, rendering, view.seen.uid)
+        return await look(self._cluster, rendering, view.seen.uid, confirmed=view.confirmed)
 
     async def _act(self, view: View, decision: Decision) -> None:
         seen, status = view.seen, decision.status

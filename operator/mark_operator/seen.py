@@ -46,6 +46,7 @@ class Findings:
     service_account: Answer = UNKNOWN
     nodes: Answer = UNKNOWN
     quotas: Answer = UNKNOWN
+    freeze: Answer = UNKNOWN
     jobs: dict[str, Answer] = field(default_factory=dict)
     pods: dict[str, Answer] = field(default_factory=dict)
 

@@ -41,6 +41,7 @@ IN_OWN_NAMESPACE = {
     ("coordination.k8s.io", "leases", ""): {"create"},
     ("coordination.k8s.io", "leases", "mark-operator"): {"get", "update"},
     ("", "secrets", "mark-operator-authority"): {"get", "patch"},
+    ("", "configmaps", "mark-freeze"): {"get"},
 }
 
 ACTIONS = {

@@ -88,6 +88,7 @@ def all_well() -> Findings:
         service_account=Answer("Found", ({},)),
         nodes=Answer("Found", ({"status": {"allocatable": {"nvidia.com/gpu": "8"}}},)),
         quotas=Answer("Found"),
+        freeze=Answer("Missing"),
     )
 
 

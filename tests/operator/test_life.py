@@ -334,6 +334,8 @@ def test_events_tell_changes_and_only_changes() -> None:
     world = confirmed()
     before = world.status
     world.look()
-    (event,) = events(before, world.status)
+    accepted, event = events(before, world.status)
+    assert accepted.reason == "Confirmed" and world.status.plan is not None
+    assert world.status.plan.hash in accepted.message
     assert event.reason == "Starting" and event.type == "Normal"
     assert events(world.status, world.status) == ()

@@ -46,7 +46,10 @@ class MachineTrouble(Failure):
 
 
 class Stopped(Failure):
-    """The machine asked the stage to end and its work so far is kept. Retried, and not counted as an attempt."""
+    """The machine asked the stage to end and its work so far is kept, or another run holds what it needs.
+
+    Retried, and not counted as an attempt.
+    """
 
     exit_code = ExitCode.STOPPED
     outcome = "Stopped"

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mark_trainer.failures import MachineTrouble
+from mark_crds.job_output import LOCKED
+
+from mark_trainer.failures import MachineTrouble, Stopped
 from mark_trainer.workspace import Work, Workspace, write_json
 
 HEARTBEAT_SECONDS = 15.0
@@ -96,8 +98,8 @@ def hold(work: Work, name: str, wait_seconds: float) -> Iterator[Lock]:
                 print(f"taking over {path.name} from {holder.sentence}: no sign of life", flush=True)
             _remove_of(path, holder.token)
         elif time.monotonic() > deadline:
-            raise MachineTrouble(
-                "Locked", f"{path.name} is held by {holder.sentence}; this run goes on when that one ends"
+            raise Stopped(
+                LOCKED, f"{path.name} is held by {holder.sentence}; this run goes on when that one ends"
             )
         else:
             work.raise_if_stopped()

@@ -12,12 +12,15 @@ from mark_operator.cli.errors import InputError
 from mark_operator.cli.session import Json
 from mark_operator.evaluation import plan as evaluation_plan
 from mark_operator.planning import needs_models
-from mark_operator.run.plan import Rendering, Work, confirm_command, planned_stages, render
+from mark_operator.run.describe import describe
+from mark_operator.run.plan import Rendering, Work, render
 from mark_operator.seen import RunKey
 from mark_operator.settings import Settings, read_settings_file
 from mark_operator.training import plan as training_plan
 
 KINDS = ("TrainingRun", "EvalRun")
+# What a plan says of the cluster: its checks, its registry, and who saw it when.
+ONLINE_FIELDS = ("checks", "model", "seen", "plannedAt", "summary")
 
 
 class _Decimal(float):
@@ -98,7 +101,7 @@ def plan_offline(path: Path, run: Json, namespace: str, settings: Settings) -> J
         "kind": run["kind"],
         "metadata": {"name": key.name, "namespace": namespace},
         "spec": rendering.means.spec.to_dict(),
-        "status": {"plan": _plan(key, rendering)},
+        "status": {"plan": _plan(rendering)},
     }
 
 
@@ -113,13 +116,10 @@ def _resolve(path: Path, key: RunKey, spec: Json, settings: Settings) -> Work:
     return evaluation_plan.resolve(key, spec, settings, ())
 
 
-def _plan(key: RunKey, rendering: Rendering) -> Json:
-    return {
-        "hash": rendering.hash,
-        "stages": [stage.to_dict() for stage in planned_stages(rendering)],
-        "warnings": list(rendering.warnings),
-        "confirmCommand": confirm_command(key, rendering.hash),
-    }
+def _plan(rendering: Rendering) -> Json:
+    """The plan as the operator would write it, without what only a cluster tells."""
+    plan = describe(rendering, ()).to_dict()
+    return {field: value for field, value in plan.items() if field not in ONLINE_FIELDS}
 
 
 def spec_mistakes(error: ValidationError, prefix: str = "") -> list[str]:

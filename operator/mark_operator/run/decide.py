@@ -32,7 +32,19 @@ def decide(view: View, rendering: Rendering | Note, findings: Findings | None) -
 
 
 def events(old: RunStatus, new: RunStatus) -> tuple[Event, ...]:
-    """One Event for a new state or reason, none for anything else."""
+    """One Event for a new state or reason, one for a confirmation that was accepted, none for anything else."""
+    return (*_confirmation(old, new), *_news(old, new))
+
+
+def _confirmation(old: RunStatus, new: RunStatus) -> tuple[Event, ...]:
+    """Who confirmed which plan, for as long as the cluster keeps Events."""
+    accepted = next((item for item in new.conditions if item.type == "Confirmed" and item.status == "True"), None)
+    if accepted is None or new.confirmation is None or old.confirmation is not None:
+        return ()
+    return (Event("Normal", "Confirmed", accepted.message),)
+
+
+def _news(old: RunStatus, new: RunStatus) -> tuple[Event, ...]:
     before, after = _headline(old), _headline(new)
     if after is None or (old.state == new.state and before is not None and before.reason == after.reason):
         return ()

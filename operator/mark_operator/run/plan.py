@@ -9,6 +9,7 @@ from mark_crds.job_input import JobInput, canonical_json, digest_of
 from mark_crds.run import SWITCHES, PlannedStage, RunSpec
 
 from mark_operator.messages import Note
+from mark_operator.run.bounds import bounds
 from mark_operator.run.means import Means
 from mark_operator.run.objects import job_template
 from mark_operator.seen import Body, RunKey
@@ -95,7 +96,7 @@ def replay_key(key: RunKey, spec: RunSpec) -> str:
 
 def planned_stages(rendering: Rendering) -> tuple[PlannedStage, ...]:
     """The Jobs in short form, for the status."""
-    return tuple(_short_form(rendering.means, job) for job in rendering.jobs)
+    return tuple(_short_form(rendering, job) for job in rendering.jobs)
 
 
 def confirm_command(key: RunKey, plan_hash: str) -> str:
@@ -104,7 +105,8 @@ def confirm_command(key: RunKey, plan_hash: str) -> str:
     return f"mark confirm {kind}{key.name} -n {key.namespace} --plan {plan_hash}"
 
 
-def _short_form(means: Means, job: Body) -> PlannedStage:
+def _short_form(rendering: Rendering, job: Body) -> PlannedStage:
+    means = rendering.means
     stage = job["metadata"]["labels"][names.STAGE_LABEL]
     container: dict[str, Any] = job["spec"]["template"]["spec"]["containers"][0]
     limits = container["resources"]["limits"]
@@ -116,4 +118,5 @@ def _short_form(means: Means, job: Body) -> PlannedStage:
         gpus=means.nodes(stage) * means.gpus_per_node(stage),
         cpu=limits["cpu"],
         memory=limits["memory"],
+        **bounds(rendering.job_input, means, stage),
     )

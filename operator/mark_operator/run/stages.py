@@ -215,6 +215,8 @@ def _end_attempt(view: View, attempt: Attempt, ended: Ended) -> Decision:
         why = note("TooManyAttempts", stage=attempt.stage, attempts=attempt.number, problem=ended.why.message)
         return view.fail(why, stages=stages, stage=attempt.stage)
     pause = _pause(view, entry)
+    if _held(entry):
+        return Decision(status=view.stand("Queued", ended.why, stages=stages, stage=attempt.stage), again_in=pause)
     at = clock.text_of(view.now + timedelta(seconds=pause))
     why = note(
         "RetryLater", stage=attempt.stage, attempt=attempt.number, problem=ended.why.message.rstrip(".") + ".", at=at
@@ -225,5 +227,12 @@ def _end_attempt(view: View, attempt: Attempt, ended: Ended) -> Decision:
 def _pause(view: View, entry: StageStatus) -> float:
     """Seconds before the next attempt; they double with each failure that counted."""
     timings = view.settings.timings
+    if _held(entry):
+        return timings.longest_retry_seconds
     doubled: int = timings.first_retry_seconds * 2 ** max(0, entry.counted_failures - 1)
     return min(doubled, timings.longest_retry_seconds)
+
+
+def _held(entry: StageStatus) -> bool:
+    """Whether the attempt ended only because another run holds the workspace, which may last as long as a training."""
+    return entry.failure is not None and entry.failure.reason == "HeldByOtherRun"

@@ -7,8 +7,10 @@ from mark_operator.conditions import Truth
 from mark_operator.decision import Decision
 from mark_operator.messages import Note, note
 from mark_operator.run.checks import check_all, failures
+from mark_operator.run.describe import describe
+from mark_operator.run.freeze import frozen
 from mark_operator.run.optin import objection
-from mark_operator.run.plan import Rendering, confirm_command, planned_stages
+from mark_operator.run.plan import Rendering
 from mark_operator.run.view import View
 from mark_operator.seen import Findings
 
@@ -37,8 +39,9 @@ def decide_waiting(view: View, rendering: Rendering, findings: Findings | None) 
         return _wait(view, plan, "Planning", note("PrerequisiteFailed", problem=failed))
     if not view.confirmed:
         return _ready(view, plan)
-    if view.settings.frozen:
-        return _frozen(view, plan)
+    freeze = frozen(view.settings, findings)
+    if freeze is not None:
+        return _wait_for_thaw(view, plan, freeze)
     return _start(view, plan)
 
 
@@ -48,15 +51,8 @@ def _plan(view: View, rendering: Rendering) -> PlanStatus:
     old = view.status.plan
     same = old is not None and old.hash == rendering.hash
     kept = old.planned_at if same and old is not None and not _aged(view, old) else view.now_text
-    return PlanStatus(
-        hash=rendering.hash,
-        short_hash=rendering.hash[:12],
-        seen=not view.spec.get("confirm", False) or (same and old is not None and old.seen),
-        planned_at=kept,
-        stages=planned_stages(rendering),
-        warnings=rendering.warnings,
-        confirm_command=confirm_command(view.seen.key, rendering.hash),
-    )
+    seen = not view.spec.get("confirm", False) or (same and old is not None and old.seen)
+    return describe(rendering, view.seen.models).model_copy(update={"seen": seen, "planned_at": kept})
 
 
 def _aged(view: View, old: PlanStatus) -> bool:
@@ -70,6 +66,11 @@ def _aged(view: View, old: PlanStatus) -> bool:
 def _planned(view: View, plan: PlanStatus, truth: Truth, confirmed: Note) -> Planned:
     planned = note("Planned", hash=plan.hash, generation=view.seen.generation)
     return (("Planned", "True", planned), ("Confirmed", truth, confirmed))
+
+
+def _confirmed(view: View, plan: PlanStatus) -> Note:
+    by = view.spec.get("confirmedBy")
+    return note("Confirmed", hash=plan.hash, by=f" by {by}" if by else "")
 
 
 def _not_confirmed(plan: PlanStatus) -> Note:
@@ -88,9 +89,8 @@ def _wait(view: View, plan: PlanStatus, state: State, why: Note) -> Decision:
     return Decision(status=status, again_in=view.settings.timings.check_seconds)
 
 
-def _frozen(view: View, plan: PlanStatus) -> Decision:
-    confirmed = note("Confirmed", hash=plan.hash)
-    status = view.stand("Queued", note("Frozen"), more=_planned(view, plan, "True", confirmed), plan=plan)
+def _wait_for_thaw(view: View, plan: PlanStatus, why: Note) -> Decision:
+    status = view.stand("Queued", why, more=_planned(view, plan, "True", _confirmed(view, plan)), plan=plan)
     return Decision(status=status, again_in=view.settings.timings.check_seconds)
 
 
@@ -101,7 +101,7 @@ def _start(view: View, plan: PlanStatus) -> Decision:
     status = view.stand(
         "Starting",
         why,
-        more=_planned(view, plan, "True", note("Confirmed", hash=plan.hash)),
+        more=_planned(view, plan, "True", _confirmed(view, plan)),
         plan=plan,
         confirmation=confirmation,
         started_at=view.now_text,
