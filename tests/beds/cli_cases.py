@@ -51,7 +51,9 @@ def planned_run(**status: Any) -> dict[str, Any]:
                     check("claim", "Passed", "mark-workspace is Bound, ReadWriteOnce"),
                     check("gpu", "NotChecked", "the operator may not list nodes"),
                 ],
-                "warnings": ["spec.output.model is new: an entry [transformer-lora] will be made"],
+                "gpuHoursAtMost": "72",
+                "model": {"name": "transformer-lora", "action": "Create"},
+                "warnings": ["a warning with [brackets], which are no markup"],
                 "confirmCommand": f"mark confirm contracts-lora -n research --plan {HASH}",
             },
             **status,
@@ -230,7 +232,13 @@ def check(name: str, outcome: str, message: str) -> dict[str, Any]:
 def planned_stage(name: str, gpus: int) -> dict[str, Any]:
     image = "registry.example/mark-trainer@sha256:" + "ab" * 32
     job = f"contracts-lora-t-{name.lower()}-1"
-    return {"stage": name, "job": job, "image": image, "nodes": gpus or 1, "gpus": gpus, "cpu": "8", "memory": "64Gi"}
+    bounds = {
+        "dataPrep": {"writes": ["datasets/<digest>"]},
+        "lora": {"stepsAtMost": 375, "tokensAtMost": 3072000, "gpuHoursAtMost": "48", "writes": ["adapters/<digest>"]},
+        "eval": {"gpuHoursAtMost": "24", "writes": ["reports"]},
+    }
+    means = {"nodes": gpus or 1, "gpus": gpus, "cpu": "8", "memory": "64Gi"}
+    return {"stage": name, "job": job, "image": image, **means, **bounds.get(name, {})}
 
 
 def stage(

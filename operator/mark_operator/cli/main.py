@@ -7,6 +7,7 @@ from mark_crds import names
 
 from mark_operator.cli.commands.cancel import cancel
 from mark_operator.cli.commands.confirm import confirm
+from mark_operator.cli.commands.freeze import freeze, unfreeze
 from mark_operator.cli.commands.get import get
 from mark_operator.cli.commands.logs import logs
 from mark_operator.cli.commands.models import models
@@ -54,7 +55,7 @@ def mark(context_: click.Context, namespace: str | None, context: str | None, ku
     context_.obj = Target(namespace=namespace, context=context, kubeconfig=kubeconfig)
 
 
-for command in (put, plan, confirm, status, logs, get, report, cancel, models, settings):
+for command in (put, plan, confirm, status, logs, get, report, cancel, models, settings, freeze, unfreeze):
     mark.add_command(command)
 
 

@@ -60,6 +60,15 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
+def rounded(number: int | str) -> str:
+    """A bound, short enough for a column: `750`, `3.1 M`."""
+    value = float(number)
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= size:
+            return f"{value / size:.1f} {unit}"
+    return f"{number:,}" if isinstance(number, int) else number
+
+
 def bar(percent: int, width: int = 30) -> str:
     """A progress bar that needs neither colour nor Unicode."""
     filled = round(percent / 100 * width)

@@ -4,11 +4,21 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
+from mark_crds.run import PlannedModel
 from mark_crds.shared import normal_decimal
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from mark_operator.cli.view.formatting import duration, plain_table, plural, seconds_between, short_digest, short_image
+from mark_operator.cli.view.formatting import (
+    duration,
+    plain_table,
+    plural,
+    rounded,
+    seconds_between,
+    short_digest,
+    short_image,
+)
+from mark_operator.run.summary import model_line
 
 Json = dict[str, Any]
 
@@ -31,9 +41,19 @@ def offline_plan_view(run: Json, *, pinned: str) -> RenderableType:
         "\nChecks: none, because no cluster was asked. `kubectl apply` of the same file shows them in `mark plan`."
     )
     return Group(
-        *_parts(run, "rendered offline", unchecked), "", pinned, "", "To run exactly this plan, once it is applied:",
-        f"  {plan['confirmCommand']}",
+        *_parts(run, "rendered offline", unchecked), "", pinned, *_unpinned(plan), "",
+        "To run exactly this plan, once it is applied:", f"  {plan['confirmCommand']}",
     )  # fmt: skip
+
+
+def _unpinned(plan: Json) -> Iterator[RenderableType]:
+    """The fields whose content the hash does not bind."""
+    fields = plan.get("unpinned", [])
+    if not fields:
+        yield "Everything that it names is pinned by digest."
+        return
+    yield Text("It does not bind the content of:", style="yellow")
+    yield from (f"  - {field}" for field in fields)
 
 
 def confirming_view(run: Json) -> RenderableType:
@@ -76,6 +96,12 @@ def stages_view(run: Json) -> RenderableType:
     return table
 
 
+def _bounds(stage: Json) -> str:
+    """Upper bounds of a stage, in short."""
+    units = (("stepsAtMost", "steps"), ("tokensAtMost", "tokens"), ("gpuHoursAtMost", "GPU-hours"))
+    return ", ".join(f"{rounded(stage[field])} {unit}" for field, unit in units if field in stage)
+
+
 def work_of(stage: str, spec: Json) -> str:
     """What a stage does, from the numbers in the spec that a reviewer looks for."""
     describe = _WORK.get(stage)
@@ -108,10 +134,18 @@ def _facts(run: Json) -> Iterator[str]:
         "workspace": spec["workspace"]["claimName"],
         "base model": _base(spec),
         "measures": _measured(spec) if run["kind"] == "EvalRun" else "",
-        "writes model": spec.get("output", {}).get("model", "") if run["kind"] == "TrainingRun" else "",
+        "model": _model(run),
         "queue": spec.get("queueName", ""),
     }
     yield " · ".join(f"{name} {value}" for name, value in facts.items() if value)
+
+
+def _model(run: Json) -> str:
+    """What becomes of the registry entry; offline nobody knows whether there is one."""
+    planned = run["status"]["plan"].get("model")
+    if planned is not None:
+        return model_line(PlannedModel.model_validate(planned))
+    return str(run["spec"].get("output", {}).get("model", "")) if run["kind"] == "TrainingRun" else ""
 
 
 def _base(spec: Json) -> str:
@@ -128,7 +162,13 @@ def _total(plan: Json) -> Text:
     stages = plan.get("stages", [])
     most = max((stage["gpus"] for stage in stages), default=0)
     gpus = f"{plural(most, 'GPU')} at most at a time" if most else "no GPU"
-    return Text(f"{plural(len(stages), 'Job')} one after another, {gpus}", style="dim")
+    lines = [f"{plural(len(stages), 'Job')} one after another, {gpus}"]
+    if bounds := [f"{stage['stage']} {_bounds(stage)}" for stage in stages if _bounds(stage)]:
+        hours = f"; {plan['gpuHoursAtMost']} GPU-hours in all" if "gpuHoursAtMost" in plan else ""
+        lines.append(f"At most: {'; '.join(bounds)}{hours}")
+    if written := [folder for stage in stages for folder in stage.get("writes", [])]:
+        lines.append(f"Writes: {', '.join(written)}")
+    return Text("\n".join(lines), style="dim")
 
 
 def _ending(run: Json, plan: Json) -> Iterator[RenderableType]:
