@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mark_operator.cli.errors import ClusterError, RefusedError
+from mark_operator.cli.errors import RefusedError
 from mark_operator.cli.session import Session
 from mark_operator.cli.workspace.copy_pod import far_side_command
 from mark_operator.cli.workspace.exec_stream import ExecStream
@@ -47,10 +47,12 @@ def send_files(
         stream.write(json.dumps({"files": [[f.name, f.size, f.digest] for f in files]}).encode() + b"\n")
         for file in files:
             for data in read_chunks(paths[file.name]):
+                if stream.has_answered:  # it will take no more, and the answer says why
+                    _read_answer(stream)
                 stream.write(data)
                 advance(len(data))
         stream.close_input()
-        _answer(stream.finish(), stream.stderr)
+        _read_answer(stream)
 
 
 def fetch_files(
@@ -71,7 +73,7 @@ def fetch_files(
         pieces = Pieces(stream.read())
         header = pieces.line()
         if not header:
-            _answer(stream.finish(), stream.stderr)
+            _read_answer(stream)
         files = [File(*row) for row in json.loads(header)["files"]]
         write_received(files, target, pieces, advance=begin(files), check=check)
         return files
@@ -83,26 +85,19 @@ def read_file(session: Session, pod: str, path: str) -> tuple[bytes, str]:
         pieces = Pieces(stream.read())
         header = pieces.line()
         if not header:
-            _answer(stream.finish(), stream.stderr)
+            _read_answer(stream)
         (file,) = (File(*row) for row in json.loads(header)["files"])
         return b"".join(pieces.exactly(file.size, path)), file.digest
 
 
 def _ask(session: Session, pod: str, *command: str) -> dict[str, Any]:
     with ExecStream(session, pod, far_side_command(*command), seconds=SILENCE_SECONDS) as stream:
-        return _answer(stream.finish(), stream.stderr)
+        return _read_answer(stream)
 
 
-def _answer(exit_code: int, said: str) -> dict[str, Any]:
-    """The far side's last line; raises what it complains about."""
-    last = said.strip().rpartition("\n")[2]
-    try:
-        answer: dict[str, Any] = json.loads(last)
-    except ValueError as error:
-        raise ClusterError(
-            f"the copy Pod could not run its program (exit code {exit_code}): {last}",
-            "its image needs python3; name another one with --image",
-        ) from error
+def _read_answer(stream: ExecStream) -> dict[str, Any]:
+    """What the far side answers; raises what it complains about."""
+    answer: dict[str, Any] = json.loads(stream.answer())
     if answer["error"]:
         raise RefusedError(answer["error"])
     return answer

@@ -4,9 +4,11 @@ It reads frame by frame: the client library's own reader collects a whole answer
 bytes mean.
 """
 
+import select
 import ssl
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlencode
 
@@ -20,6 +22,7 @@ from mark_operator.cli.session import Session, path
 _STDIN, _STDOUT, _STDERR, _ERROR, _CLOSE = 0, 1, 2, 3, 255
 _CLEAN_UP_SECONDS = 5
 _BROKEN = "the connection to the Pod broke"
+_AGAIN = "nothing was kept; run the command again"
 
 
 class ExecStream:
@@ -60,8 +63,7 @@ class ExecStream:
         try:
             self._socket.send(bytes([_STDIN]) + data, opcode=ABNF.OPCODE_BINARY)
         except (OSError, WebSocketException) as error:
-            self._drain_after_failure()
-            raise ClusterError(f"{_BROKEN}: {error}", self.stderr.strip()) from error
+            raise ClusterError(f"{_BROKEN}: {error}", _AGAIN) from error
 
     def close_input(self) -> None:
         """Say that nothing more comes, where the server knows how to hear it."""
@@ -77,22 +79,29 @@ class ExecStream:
                 return
             self._receive()
 
-    def finish(self) -> int:
-        """Wait for the end; the exit code."""
-        for _ in self.read():
-            continue
-        return self._exit_code()
+    def answer(self) -> str:
+        """Wait for the command's answer: the first whole line on standard error that is a JSON object.
+
+        The end of the command is not waited for: while it has input left unread, the server may not tell.
+        """
+        while not (found := self._answer_line()):
+            if not self._open:
+                raise self._no_answer()
+            self._receive()
+        return found
 
     @property
-    def stderr(self) -> str:
-        """What the command has written to standard error so far."""
-        return self._stderr.decode(errors="replace")
+    def has_answered(self) -> bool:
+        """Whether the command has answered, or ended, as far as is known without waiting."""
+        while self._open and self._frame_is_there():
+            self._receive()
+        return not self._open or bool(self._answer_line())
 
     def _receive(self) -> None:
         try:
             opcode, frame = self._socket.recv_data_frame(True)
         except (OSError, ssl.SSLError, WebSocketException) as error:
-            raise ClusterError(f"{_BROKEN}: {error}", "run the command again") from error
+            raise ClusterError(f"{_BROKEN}: {error}", _AGAIN) from error
         if opcode == ABNF.OPCODE_CLOSE:
             self._open = False
         elif opcode in (ABNF.OPCODE_BINARY, ABNF.OPCODE_TEXT) and frame.data:
@@ -108,29 +117,30 @@ class ExecStream:
 
     def _let_it_clean_up(self) -> None:
         """After an interrupt: the command sees the end of its input and gets a moment to remove what it began."""
-        try:
-            self._socket.settimeout(_CLEAN_UP_SECONDS)
+        self._socket.settimeout(_CLEAN_UP_SECONDS)
+        # Whatever happens now, another error is on its way to the person already.
+        with suppress(ClusterError, OSError, WebSocketException):
             self.close_input()
-        except (OSError, WebSocketException):
-            return
-        self._drain_after_failure()
+            self.answer()
 
-    def _drain_after_failure(self) -> None:
-        """Take what the command said before its end."""
-        try:
-            for _ in self.read():
-                continue
-        except ClusterError:
-            self._open = False
+    def _frame_is_there(self) -> bool:
+        socket = self._socket.sock
+        # TLS decrypts whole records: what it holds already, the socket does not announce.
+        if isinstance(socket, ssl.SSLSocket) and socket.pending():
+            return True
+        return bool(select.select([socket], [], [], 0)[0])
 
-    def _exit_code(self) -> int:
+    def _answer_line(self) -> str:
+        lines = self._stderr.decode(errors="replace").split("\n")
+        return next((line for line in lines[:-1] if line.startswith("{")), "")
+
+    def _no_answer(self) -> ClusterError:
+        said = self._stderr.decode(errors="replace").strip().rpartition("\n")[2]
         status = yaml.safe_load(bytes(self._status).decode()) if self._status else None
         if status is None:
-            raise ClusterError(f"{_BROKEN} before the command ended", "run the command again")
-        if status["status"] == "Success":
-            return 0
-        causes = status.get("details", {}).get("causes", [])
-        codes = [cause["message"] for cause in causes if cause.get("reason") == "ExitCode"]
-        if not codes:
-            raise ClusterError(f"the command in the Pod could not be run: {status.get('message')}")
-        return int(codes[0])
+            return ClusterError(f"{_BROKEN} before the command ended", _AGAIN)
+        reason = said or status.get("message", "it said nothing")
+        return ClusterError(
+            f"the copy Pod could not run its program: {reason}",
+            "its image needs python3; name another one with --image",
+        )

@@ -38,7 +38,16 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         answer = {"error": f"{within_workspace(error.filename)}: {error.strerror}"}
     sys.stderr.write(json.dumps(answer) + "\n")
+    sys.stderr.flush()
+    if arguments[0] == "receive":
+        drain(sys.stdin.buffer)
     return 1 if answer["error"] else 0
+
+
+def drain(source: BinaryIO) -> None:
+    """Take what is still coming, so that the near side is never stuck sending and hears the answer."""
+    while source.read(CHUNK):
+        continue
 
 
 def within_workspace(path: str | None) -> str:
