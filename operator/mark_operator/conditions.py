@@ -39,6 +39,8 @@ MEANINGS: dict[State, Meaning] = {
     "Failed": Meaning("False", "False", "False", "True"),
     "Cancelled": Meaning("False", "False", "True", "False"),
 }
+# A run that seems to hang still holds its Pods, so its state does not change; only this condition tells.
+HUNG = "NoProgress"
 ACTIVE: frozenset[State] = frozenset({"Queued", "Starting", "Running"})
 
 
@@ -46,9 +48,10 @@ def conditions_of(state: State, why: Note, *, stalled: bool = False) -> tuple[tu
     """What a state says, but for Planned and Confirmed.
     `stalled` marks a spec that must be edited before anything can go on."""
     meaning = MEANINGS[state]
+    progressing: Truth = "False" if why.reason == HUNG else meaning.progressing
     ready = Note("Running", why.message) if state in ACTIVE else why
     return (
-        ("Progressing", meaning.progressing, why),
+        ("Progressing", progressing, why),
         ("Succeeded", meaning.succeeded, why),
         ("Ready", meaning.ready, ready),
         ("Stalled", "True" if stalled else meaning.stalled, why),

@@ -33,6 +33,7 @@ class Lease:
 
     async def lead(self, work: Callable[[], Awaitable[None]]) -> None:
         """Wait for the Lease, then work while it is held. It is given back when the work ends, however it ends."""
+        log.info("standing by as %s", self._identity)
         while not await self._try():
             await asyncio.sleep(self._timings.renew_seconds)
         log.info("leading as %s", self._identity)
@@ -46,7 +47,7 @@ class Lease:
             await self._give_back()
 
     async def _renew(self) -> None:
-        """Renew until that fails for too long. A margin is left, so that this leader has stopped before another may start."""
+        """Renew until that fails for too long. A margin is left: this leader has stopped before another may start."""
         loop = asyncio.get_running_loop()
         longest = self._timings.lease_seconds * 2 / 3
         last = loop.time()

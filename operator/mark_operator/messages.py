@@ -34,6 +34,9 @@ SENTENCES = {
     # On the way
     "Starting": "Stage {stage}, attempt {attempt}: {detail}",
     "Running": "Stage {stage}, attempt {attempt} is running in Job {job}",
+    "NoProgress": "Stage {stage} has told no progress for {minutes} minutes in Job {job}. See its log; "
+    "spec.suspend stops "
+    "its Pods and lets them start again",
     "Waiting": "Stage {stage}, attempt {attempt}, waits in Job {job}: {detail}",
     "Stopping": "Stage {stage}, attempt {attempt}: the Pods of Job {job} are ending",
     "StageDone": "Stage {stage} is done; the next one follows",

@@ -33,6 +33,8 @@ class Timings(Model):
     """Time between two looks at a plan whose checks failed, or at a run that waits."""
     active_seconds: Seconds = 120
     """Time between two looks at a run whose Job works, in case an event was missed."""
+    no_progress_seconds: Seconds = 1800
+    """A trainer that told its progress and then falls silent for so long is reported as hung."""
     first_retry_seconds: Seconds = 10
     """Pause before the second attempt of a stage; it doubles with each further one."""
     longest_retry_seconds: Seconds = 600

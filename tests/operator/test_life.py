@@ -339,3 +339,22 @@ def test_events_tell_changes_and_only_changes() -> None:
     assert world.status.plan.hash in accepted.message
     assert event.reason == "Starting" and event.type == "Normal"
     assert events(world.status, world.status) == ()
+
+
+def test_a_trainer_that_falls_silent_is_reported() -> None:
+    world = confirmed()
+    for _ in range(4):
+        world.look()
+    (name,) = world.jobs
+    world.pods[name] = pod_with(world.jobs[name], {"running": {}})
+    world.look()
+    told = clock.text_of(NOON + timedelta(seconds=world.now))
+    world.run["status"]["progress"] = {"stage": "preflight", "percent": 5, "updated": told}
+    world.now += 1700
+    world.look()
+    assert {item.type: item.status for item in world.status.conditions}["Progressing"] == "True"
+    world.now += 200
+    world.look()
+    conditions = {item.type: item for item in world.status.conditions}
+    assert (conditions["Progressing"].status, conditions["Progressing"].reason) == ("False", "NoProgress")
+    assert conditions["Ready"].status == "True" and world.status.state == "Running"

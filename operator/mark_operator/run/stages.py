@@ -59,7 +59,7 @@ def decide_stage(view: View, template: Body) -> Decision:
         suspension = _suspension(view, attempt, job)
         if suspension is not None:
             return suspension
-    return _with_job(view, attempt, fact)
+    return _with_job(view, attempt, fact, job)
 
 
 def _attempt(view: View, template: Body) -> Attempt:
@@ -132,7 +132,7 @@ def _give_way(view: View, attempt: Attempt, job: Body) -> Decision | None:
     return replace(ended, delete=deletions([job]))
 
 
-def _with_job(view: View, attempt: Attempt, fact: Fact) -> Decision:
+def _with_job(view: View, attempt: Attempt, fact: Fact, job: Body) -> Decision:
     facts = {"stage": attempt.stage, "attempt": attempt.number, "job": attempt.job}
     match fact:
         case Done(result):
@@ -140,7 +140,7 @@ def _with_job(view: View, attempt: Attempt, fact: Fact) -> Decision:
         case Ended():
             return _end_attempt(view, attempt, fact)
         case Running():
-            status = _under_way(view, attempt, "Running", note("Running", **facts))
+            status = _under_way(view, attempt, "Running", _silence(view, attempt, job) or note("Running", **facts))
         case Stopping():
             state: State = "Suspended" if view.suspended else "Running"
             status = _under_way(view, attempt, state, note("Stopping", **facts))
@@ -153,6 +153,16 @@ def _with_job(view: View, attempt: Attempt, fact: Fact) -> Decision:
             why = note("Queued", **facts, queue=attempt.queue) if attempt.queue else held
             status = _under_way(view, attempt, "Queued", why)
     return Decision(status=status, again_in=view.settings.timings.active_seconds)
+
+
+def _silence(view: View, attempt: Attempt, job: Body) -> Note | None:
+    """That a trainer which used to tell its progress has fallen silent; None for one that speaks, or never did."""
+    progress, limit = view.status.progress, view.settings.timings.no_progress_seconds
+    if progress is None or progress.stage != attempt.stage:
+        return None
+    last = max(progress.updated, job["metadata"].get("creationTimestamp", ""))
+    silent = int(clock.seconds_since(last, view.now))
+    return note("NoProgress", stage=attempt.stage, job=attempt.job, minutes=silent // 60) if silent > limit else None
 
 
 def _under_way(view: View, attempt: Attempt, state: State, why: Note) -> RunStatus:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 Body = dict[str, Any]
-WAIT_SECONDS = 20
+WAIT_SECONDS = 30
 
 
 class Operator:
@@ -29,20 +30,56 @@ class Operator:
         ports = {"healthPort": 0, "progressPort": 0}
         self._settings.write_text(json.dumps({"operatorNamespace": "default", "timings": timings, **ports, **settings}))
         self._process: subprocess.Popen[bytes] | None = None
+        self._over = False
+        self.starts = 0
 
-    def start(self) -> None:
+    def use(self, kubeconfig: Path) -> None:
+        """Reach the API server by another way from the next start on."""
+        self._kubeconfig = kubeconfig
+
+    def start(self, forever: bool = False) -> None:
+        """Start the process; with `forever`, again whenever it ends, as a Deployment would."""
+        self._start()
+        if forever:
+            threading.Thread(target=self._keep, daemon=True).start()
+
+    def _start(self) -> None:
         environment = {**os.environ, "KUBECONFIG": str(self._kubeconfig)}
         command = [sys.executable, "-m", "mark_operator", "--settings", str(self._settings)]
+        self.starts += 1
         self._process = subprocess.Popen(command, env=environment, stderr=self._log_path.open("ab"))
 
-    def stop(self, kill: bool = False) -> int:
+    def _keep(self) -> None:
+        while True:
+            assert self._process is not None
+            if self._process.wait() == 0 or self._over:
+                return
+            time.sleep(1)
+            self._start()
+
+    def stop(self) -> int:
+        """Ask it to end, as the kubelet does; its exit status."""
         assert self._process is not None
-        (self._process.kill if kill else self._process.terminate)()
-        return self._process.wait(20)
+        self._over = True
+        self._process.terminate()
+        return self._process.wait(30)
+
+    def kill(self) -> None:
+        """End it, as a node failure does."""
+        self._over = True
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(20)
+
+    def wait_for_log(self, words: str) -> None:
+        end = time.monotonic() + 60
+        while words not in self.log:
+            assert time.monotonic() < end, self.log[-3000:]
+            time.sleep(0.1)
 
     @property
     def log(self) -> str:
-        return self._log_path.read_text()
+        return self._log_path.read_text() if self._log_path.exists() else ""
 
     @property
     def resident_megabytes(self) -> float:
@@ -53,6 +90,7 @@ class Operator:
 
 @pytest.fixture(scope="module")
 def operator(api_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    """The operator that looks at all namespaces."""
     process = Operator(api_server, tmp_path_factory.mktemp("operator"), requireGpuNodes=False)
     process.start()
     yield process
@@ -113,12 +151,12 @@ class Bench:
             )
             time.sleep(0.1)
 
-    def wait_for_state(self, state: str, name: str = "run") -> Body:
-        found: Body = self.wait(lambda: self.status(name).get("state") == state and self.status(name))
+    def wait_for_state(self, state: str, name: str = "run", seconds: float = WAIT_SECONDS) -> Body:
+        found: Body = self.wait(lambda: self.status(name).get("state") == state and self.status(name), seconds)
         return found
 
-    def wait_for_job(self, name: str) -> Body:
-        self.wait(lambda: name in self.jobs())
+    def wait_for_job(self, name: str, seconds: float = WAIT_SECONDS) -> Body:
+        self.wait(lambda: name in self.jobs(), seconds)
         return self.get("job", name)
 
     def delete(self, kind: str, name: str, *words: str) -> None:
@@ -171,3 +209,15 @@ class Bench:
 @pytest.fixture
 def bench(api_server: Any, namespace: str, operator: Operator) -> Bench:
     return Bench(api_server, namespace)
+
+
+@pytest.fixture(scope="session")
+def make_operator() -> type[Operator]:
+    """For tests that start, stop and kill operators of their own."""
+    return Operator
+
+
+@pytest.fixture(scope="session")
+def make_bench() -> type[Bench]:
+    """For tests whose operator is not the common one."""
+    return Bench

@@ -1,0 +1,219 @@
+"""Restarts, several replicas, an API server that is away, and objects that are odd: nothing runs twice, and nothing is lost."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DIGEST = "ab" * 32
+
+
+def artifact(kind: str) -> dict[str, str]:
+    return {"kind": kind, "path": f"{kind}/x", "digest": DIGEST}
+
+
+@pytest.fixture
+def alone(api_server: Any, namespace: str, tmp_path: Path, make_operator: Any) -> Iterator[Any]:
+    """Makes operators that look at this test's namespace only; all are gone at its end."""
+    made: list[Any] = []
+
+    def make(name: str = "one", **settings: Any) -> Any:
+        folder = tmp_path / name
+        folder.mkdir()
+        scope = {"operatorNamespace": namespace, "watchNamespaces": [namespace], "requireGpuNodes": False}
+        made.append(make_operator(api_server, folder, **{**scope, **settings}))
+        return made[-1]
+
+    yield make
+    for operator in made:
+        operator.kill()
+
+
+@pytest.fixture
+def bench(make_bench: Any, api_server: Any, namespace: str) -> Any:
+    return make_bench(api_server, namespace)
+
+
+def test_an_operator_that_dies_all_the_time_runs_each_stage_once(alone: Any, bench: Any) -> None:
+    operator = alone()
+    operator.start()
+    bench.run()
+    bench.wait_for_state("PlanReady", seconds=60)
+    bench.confirm()
+    stages = {"preflight": [], "data-prep": [artifact("dataset")], "lora": [artifact("adapter")]}
+    for stage, artifacts in stages.items():
+        bench.wait_for_job(f"run-t-{stage}-1")
+        operator.kill()
+        bench.finish(f"run-t-{stage}-1", artifacts=artifacts)
+        operator.start()
+    bench.wait_for_state("Succeeded", seconds=60)
+    assert bench.jobs() == ["run-t-data-prep-1", "run-t-lora-1", "run-t-preflight-1"]
+
+
+def test_a_standby_takes_over_and_only_one_acts(alone: Any, bench: Any) -> None:
+    first, second = alone("first"), alone("second")
+    first.start()
+    bench.run()
+    bench.wait_for_state("PlanReady", seconds=60)
+    second.start()
+    time.sleep(4)
+    assert "leading" in first.log and "leading" not in second.log
+    first.kill()
+    bench.confirm()
+    before = time.monotonic()
+    bench.wait_for_job("run-t-preflight-1", seconds=60)
+    assert "leading" in second.log
+    print(f"took over after {time.monotonic() - before:.1f} s")
+
+
+def test_a_leader_that_is_told_to_stop_hands_over_at_once(alone: Any, bench: Any) -> None:
+    first, second = alone("first"), alone("second")
+    first.start()
+    bench.run()
+    bench.wait_for_state("PlanReady", seconds=60)
+    second.start()
+    time.sleep(4)
+    before = time.monotonic()
+    assert first.stop() == 0
+    assert time.monotonic() - before < 5, "it ends quickly"
+    lease = bench.get("lease", "mark-operator")["spec"]
+    assert lease.get("holderIdentity", "") == "" or "leading" in second.log
+    bench.confirm()
+    bench.wait_for_job("run-t-preflight-1", seconds=30)
+
+
+def test_a_restart_over_finished_runs_writes_nothing(alone: Any, bench: Any) -> None:
+    operator = alone()
+    operator.start()
+    for number in range(5):
+        bench.run(f"run-{number}")
+    for number in range(5):
+        bench.wait_for_state("PlanReady", f"run-{number}", seconds=60)
+    before = {
+        item["metadata"]["name"]: item["metadata"]["resourceVersion"] for item in bench.get("trainingruns")["items"]
+    }
+    assert operator.stop() == 0
+    operator.start()
+    time.sleep(6)
+    after = {
+        item["metadata"]["name"]: item["metadata"]["resourceVersion"] for item in bench.get("trainingruns")["items"]
+    }
+    assert after == before and bench.jobs() == []
+
+
+class Relay:
+    """Forwards bytes to the API server, until it is cut: then it goes silent, without closing anything."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._cut = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self, cut: bool) -> None:
+        (self._cut.set if cut else self._cut.clear)()
+
+    def _accept(self) -> None:
+        while True:
+            mine, _ = self._listener.accept()
+            theirs = socket.create_connection(("127.0.0.1", self._target))
+            for pair in ((mine, theirs), (theirs, mine)):
+                threading.Thread(target=self._forward, args=pair, daemon=True).start()
+
+    def _forward(self, source: socket.socket, target: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                while self._cut.is_set():
+                    time.sleep(0.1)
+                target.sendall(data)
+        except OSError:
+            target.close()
+
+
+def test_an_api_server_that_goes_silent_is_waited_for(alone: Any, bench: Any, api_server: Any, tmp_path: Path) -> None:
+    relay = Relay(int(api_server.url.rsplit(":", 1)[1]))
+    config = json.loads(Path(api_server.kubeconfig()).read_text())
+    config["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{relay.port}"
+    path = tmp_path / "relayed.kubeconfig"
+    path.write_text(json.dumps(config))
+    operator = alone()
+    operator.use(path)
+    operator.start(forever=True)
+    bench.run()
+    bench.wait_for_state("PlanReady", seconds=60)
+    relay.cut(True)
+    bench.confirm()
+    time.sleep(20)
+    relay.cut(False)
+    before = time.monotonic()
+    bench.wait_for_job("run-t-preflight-1", seconds=90)
+    print(f"back after {time.monotonic() - before:.1f} s, {operator.starts} starts")
+    assert operator.starts <= 3, "no crash loop"
+
+
+def test_an_odd_object_harms_no_other(alone: Any, bench: Any) -> None:
+    operator = alone()
+    bench.run("odd")
+    bench.confirm("odd")
+    # A status that no pass of ours ever wrote: started, with a plan that nobody can make again.
+    started = {"startedAt": "2026-01-01T00:00:00Z"}
+    confirmation = {"planHash": "f" * 64, "at": "2026-01-01T00:00:00Z"}
+    bench.patch("trainingrun", "odd", {"status": {**started, "confirmation": confirmation}}, "--subresource=status")
+    operator.start()
+    bench.run("healthy")
+    bench.wait_for_state("PlanReady", "healthy", seconds=60)
+    status = bench.wait_for_state("Failed", "odd")
+    assert status["conditions"][0]["reason"] == "PlanLost" and bench.jobs() == []
+
+
+def test_an_evaluation_runs_and_promotes(alone: Any, bench: Any) -> None:
+    alone().start()
+    version = {
+        "digest": DIGEST, "path": "adapters/x", "claimName": "workspace", "run": "r", "runUid": "u", "planHash": DIGEST,
+        "base": "base/tiny", "created": "2026-01-01T00:00:00Z",
+    }  # fmt: skip
+    head = {"apiVersion": "training.mark.dev/v1alpha1"}
+    bench.apply({**head, "kind": "Model", "metadata": {"name": "tuned"}, "spec": {"family": "transformer"}})
+    bench.patch("model", "tuned", {"status": {"versions": [version]}}, "--subresource=status")
+    spec = {
+        "workspace": {"claimName": "workspace"},
+        "model": {"name": "tuned"},
+        "dataset": {"path": "datasets/x"},
+        "resources": {"gpusPerNode": 0},
+        "pass": [{"metric": "f1", "condition": "retrieved", "minimum": "0.40"}],
+    }
+    bench.apply({**head, "kind": "EvalRun", "metadata": {"name": "check"}, "spec": spec})
+    bench.wait(lambda: bench.get("evalrun", "check").get("status", {}).get("state") == "PlanReady", 60)
+    bench.patch("evalrun", "check", {"spec": {"dryRun": False, "confirm": True}})
+    bench.finish("check-e-preflight-1")
+    measures = [{"name": "tuned.retrieved.f1", "value": "0.52"}]
+    bench.finish("check-e-eval-1", artifacts=[artifact("report")], measures=measures)
+    bench.wait(lambda: bench.get("evalrun", "check")["status"]["state"] == "Succeeded")
+    status = bench.get("model", "tuned")["status"]
+    assert status["current"] == DIGEST and status["versions"][0]["passed"] is True
+    bench.patch("model", "tuned", {"spec": {"promotedVersion": "f" * 64}})
+    bench.wait(lambda: bench.get("model", "tuned")["status"]["current"] == "")
+
+
+def test_memory_stays_small(alone: Any, bench: Any) -> None:
+    operator = alone()
+    operator.start()
+    bench.run()
+    bench.wait_for_state("PlanReady", seconds=60)
+    print(f"resident: {operator.resident_megabytes:.0f} MB")
+    assert operator.resident_megabytes < 200
+
+
+def test_signals_before_leading_are_obeyed(alone: Any) -> None:
+    first, second = alone("first"), alone("second")
+    first.start()
+    first.wait_for_log("leading")
+    second.start()
+    second.wait_for_log("standing by")
+    assert second.stop() == 0
