@@ -88,10 +88,10 @@ class Queue(Generic[Key]):
         """One pass; the pause until the next one."""
         try:
             pause = await self._work(key)
-        except Exception:
+        except Exception as error:
             failures = self._failures[key] = self._failures.get(key, 0) + 1
             delay = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(failures, 20)) * random.uniform(0.5, 1.0)
-            log.exception("the pass failed; next one in %.1f s", delay, extra={"run": str(key)})
+            log.exception("the pass failed, next one in %.1f s: %s", delay, error, extra={"run": str(key)})
             return float(delay)
         self._failures.pop(key, None)
         return pause

@@ -1,5 +1,6 @@
 """Restarts, several replicas, an API server that is away, and objects that are odd: nothing runs twice, and nothing is lost."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kubernetes.aio import client, config
+from mark_operator.cluster import ApiError, Cluster
 
 DIGEST = "ab" * 32
 
@@ -217,3 +220,43 @@ def test_signals_before_leading_are_obeyed(alone: Any) -> None:
     second.start()
     second.wait_for_log("standing by")
     assert second.stop() == 0
+
+
+def test_a_namespace_that_ends_is_left_alone(alone: Any, bench: Any, namespace: str) -> None:
+    # The operator's own Lease lies elsewhere: nothing can be created in a namespace that ends.
+    operator = alone(operatorNamespace="default", leaseName=f"of-{namespace}")
+    operator.start()
+    bench.run()
+    bench.wait_for_state("PlanReady", seconds=60)
+    bench.server.must("delete", "namespace", namespace, "--wait=false")
+    bench.confirm()
+    time.sleep(6)
+    assert bench.jobs() == [] and "the pass failed" not in operator.log
+
+
+def test_a_status_decided_on_an_old_object_is_refused(api_server: Any, bench: Any) -> None:
+    bench.run()
+    old = bench.get("trainingrun", "run")["metadata"]["resourceVersion"]
+    bench.patch("trainingrun", "run", {"spec": {"suspend": True}})
+    metadata = {"name": "run", "namespace": bench.namespace, "resourceVersion": old}
+    body = {
+        "apiVersion": "training.mark.dev/v1alpha1",
+        "kind": "TrainingRun",
+        "metadata": metadata,
+        "status": {"state": "Running"},
+    }
+
+    async def write() -> ApiError:
+        configuration = client.Configuration()
+        await config.load_kube_config(str(api_server.kubeconfig()), client_configuration=configuration)
+        cluster = Cluster(configuration)
+        try:
+            await cluster.apply_status(body)
+        except ApiError as error:
+            return error
+        finally:
+            await cluster.close()
+        raise AssertionError("an old leader overwrote a newer object")
+
+    assert asyncio.run(write()).reason == "Conflict"
+    assert bench.status() == {}
