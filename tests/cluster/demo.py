@@ -26,6 +26,8 @@ CLAIM = "mark-workspace"
 RUN = "contracts-lora"
 SAMPLE = "manifests/samples/trainingrun-lora.yaml"
 CLAIM_SAMPLE = "manifests/samples/workspace-claim.yaml"
+# What is shown of a command that helps to see why a step failed.
+LINES_OF_HELP, LINE_OF_HELP = 20, 300
 DEMO_LABEL = "training.mark.dev/demo"
 CORPUS = "build/corpus"
 # Where the local cluster keeps its binaries too: what is dear to make survives a fresh checkout.
@@ -84,12 +86,12 @@ def build_images() -> dict[str, str]:
 def install_operator(images: dict[str, str]) -> None:
     title("The operator, with the rights it needs and no more")
     # Test suites that used the local cluster before may have left the CRDs there without a release.
-    adopt = "" if ON_CURRENT else "--take-ownership "
+    adopt = "" if ON_CURRENT else "--take-ownership --force-conflicts "
     run(
         f"helm upgrade --install mark-operator helm/mark-operator --namespace {OPERATOR_NAMESPACE} --create-namespace "
         f"--set image.operator={images['operator']} --set image.trainer={images['trainer']} {adopt}--wait --timeout 180s",
         helps=(
-            f"kubectl -n {OPERATOR_NAMESPACE} describe pods",
+            f"kubectl -n {OPERATOR_NAMESPACE} get events --field-selector type=Warning",
             f"kubectl -n {OPERATOR_NAMESPACE} logs -l app.kubernetes.io/name=mark-operator --tail 40",
         ),
         quiet=True,
@@ -286,7 +288,9 @@ def explain(failure: StepFailedError) -> int:
     say(bold(f"\nThe demo stopped in step {len(step_times)}, {step_times[-1][0]!r}: {failure}"))
     for command in failure.helps:
         say(bold(f"\n$ {command}"))
-        subprocess.run(shlex.split(command), cwd=ROOT, check=False)
+        done = subprocess.run(shlex.split(command), cwd=ROOT, capture_output=True, text=True, check=False)
+        for line in (done.stdout + done.stderr).splitlines()[-LINES_OF_HELP:]:
+            say(line[:LINE_OF_HELP])
     say("\nWhat is there stays, so that you can look. Run the demo again when the cause is gone.")
     return 1
 

@@ -1,6 +1,7 @@
 """The command `mark`, also `kubectl mark`: its global options, its commands, and how errors end. Nothing else."""
 
 import sys
+from pathlib import Path
 
 import click
 from mark_crds import names
@@ -62,7 +63,8 @@ for command in (put, plan, confirm, status, logs, get, report, cancel, models, s
 def main() -> None:
     """Run the command line; errors of ours and of the cluster become a sentence and an exit code."""
     try:
-        code = mark.main(standalone_mode=False)
+        plugin = Path(sys.argv[0]).name.startswith("kubectl")
+        code = mark.main(standalone_mode=False, prog_name="kubectl mark" if plugin else "mark")
     except CommandError as error:
         say(f"error: {error.message}")
         for line in error.remedy.splitlines():

@@ -193,6 +193,8 @@ def waiting_reason(run: Json) -> str:
 
 
 def _state_change(old: Json, new: Json) -> Iterator[str]:
+    if {old.get("state"), new.get("state")} == {"Starting", "Running"}:
+        return  # between two stages; the line of the stage says more
     if new.get("state") and new.get("state") != old.get("state"):
         yield f"state {new['state']}"
 
