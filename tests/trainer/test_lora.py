@@ -21,6 +21,7 @@ from mark_trainer.base_model import BaseModel
 from mark_trainer.dataset import Example, encode_rows, read_rows
 from mark_trainer.failures import Stopped, UserMistake
 from mark_trainer.likelihood import IGNORED
+from mark_trainer.model_files import TRAINABLE_FAMILIES
 from mark_trainer.outcome import adopt_own_result
 from mark_trainer.prompts import PromptBuilder
 from mark_trainer.publish import provenance_of, verify_folder
@@ -260,6 +261,10 @@ def test_a_dead_adapter_is_refused(
         return
     with pytest.raises(UserMistake, match=r"dt_proj\.lora_"):
         audit_adapter(model, example)
+
+
+def test_preflight_lets_through_the_families_that_have_targets() -> None:
+    assert set(TRAINABLE_FAMILIES) == set(lora.TARGET_MODULES)
 
 
 def test_the_audit_leaves_model_and_random_numbers_alone(workspace: Workspace) -> None:

@@ -72,6 +72,7 @@ def run(work: Work) -> Result:
 
     # ---- rows and prompts -------------------------------------------------------------------------------------------
     dataset_folder = work.dataset_folder()
+    dataset_digest = verify_folder(dataset_folder, work.workspace.relative(dataset_folder))
     rows = read_rows(dataset_folder, VALIDATION_FILE)[: settings.max_items]
     if settings.rag:
         rows = with_passages(work, rows)
@@ -124,7 +125,7 @@ def run(work: Work) -> Result:
         "adapter": {"path": adapter.path, "digest": adapter.digest} if adapter else None,
         "dataset": {
             "path": work.workspace.relative(dataset_folder),
-            "digest": verify_folder(dataset_folder, work.workspace.relative(dataset_folder)),
+            "digest": dataset_digest,
             "validationRows": len(rows),
             "leftOut": len(rows) - len(asked[CLOSED_BOOK]),
         },

@@ -67,6 +67,7 @@ def run(work: Work) -> Result:
 
     # ---- rows to token ids ------------------------------------------------------------------------------------------
     dataset_folder = work.dataset_folder()
+    dataset_digest = verify_folder(dataset_folder, work.workspace.relative(dataset_folder))
     training_rows = read_rows(dataset_folder, TRAIN_FILE)
     validation_rows = read_rows(dataset_folder, VALIDATION_FILE)
     limit = prompt_limit(job, base)
@@ -80,7 +81,7 @@ def run(work: Work) -> Result:
     live_modules = audit_adapter(model, encoded.examples[0])
     provenance = {
         "baseDigest": base.digest,
-        "datasetDigest": verify_folder(dataset_folder, work.workspace.relative(dataset_folder)),
+        "datasetDigest": dataset_digest,
         "templateDigest": builder.digest(),
         "settingsDigest": digest_of({"lora": settings.to_dict(), "promptLimitTokens": limit}),
     }
@@ -124,7 +125,7 @@ def run(work: Work) -> Result:
         "kind": "adapter",
         "run": {"namespace": job.namespace, "name": job.name, "replayKey": job.replay_key},
         "base": {**job.base_model.to_dict(), "digest": base.digest, "family": base.model.config.model_type},
-        "dataset": {"path": work.workspace.relative(dataset_folder), "digest": provenance["datasetDigest"]},
+        "dataset": {"path": work.workspace.relative(dataset_folder), "digest": dataset_digest},
         "prompt": {"template": TEMPLATE_VERSION, "digest": provenance["templateDigest"], "limitTokens": limit},
         "settings": settings.to_dict(),
         "schedule": {"name": "cosine", "warmUpSteps": warm_up_steps(steps), "steps": steps},

@@ -204,9 +204,10 @@ def _table(document: dict[str, Any], condition: str) -> str:
 
 
 def _plot(document: dict[str, Any]) -> str:
-    """Bars of the first metric by condition, base beside tuned, with their intervals."""
+    """Bars of F1, or else the first metric, by condition: base beside tuned, with their intervals."""
     conditions = list(document["answerNats"])
-    name = next(name for name in document["scores"]["base"][conditions[0]] if name != "items")
+    measured = [name for name in document["scores"]["base"][conditions[0]] if name != "items"]
+    name = "f1" if "f1" in measured else measured[0]
     bars = [
         (condition, model, document["scores"][model][condition][name])
         for condition in conditions
