@@ -105,7 +105,12 @@ def _fetch(session: Session, pod: str, made: Json, place: Path) -> list[File]:
             return stack.enter_context(transfer_bar("copying", sum(file.size for file in files)))
 
         return fetch_files(
-            session, pod, made["path"], place, begin=begin, check=lambda staged, files: _check(made, staged, files)
+            session,
+            pod,
+            made["path"],
+            place,
+            begin=begin,
+            check=lambda staged, files: check_folder(made, staged, files),
         )
 
 
@@ -115,7 +120,7 @@ def _require_announced(made: Json, files: list[File]) -> None:
         raise _changed(made, files[0].digest)
 
 
-def _check(made: Json, staged: Path, files: list[File]) -> None:
+def check_folder(made: Json, staged: Path, files: list[File]) -> None:
     """A folder's digest is that of the listing in its manifest, which names every other file with its sha256."""
     if not staged.is_dir():
         return
