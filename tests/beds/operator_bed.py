@@ -15,11 +15,13 @@ from typing import Any
 from control_plane import ApiServer
 from fault_proxy import Fault, FaultProxy, Ledger, WatchTrouble
 from pretend_kubelet import PretendKubelet
-from rest import Rest, Refused
+from rest import Refused, Rest
 from workloads import CLAIM, Person, Workload
 
 Body = dict[str, Any]
 QUICK = {"leaseSeconds": 2, "renewSeconds": 1, "relistSeconds": 5, "checkSeconds": 2, "activeSeconds": 2, "firstRetrySeconds": 1, "longestRetrySeconds": 2}
+# For a crowd of runs: every answer comes from the change itself, and a busy machine does not cost the operator its lease.
+UNHURRIED = {**QUICK, "leaseSeconds": 30, "renewSeconds": 5, "checkSeconds": 60, "relistSeconds": 60}
 # Children that a run may own; Pods belong to their Jobs.
 CHILDREN = {"jobs": "/apis/batch/v1", "configmaps": "/api/v1", "services": "/api/v1", "pods": "/api/v1"}
 
@@ -27,8 +29,8 @@ CHILDREN = {"jobs": "/apis/batch/v1", "configmaps": "/api/v1", "services": "/api
 class OperatorProcess:
     """`python -m mark_operator` for one namespace, started again whenever it ends, as a Deployment would."""
 
-    def __init__(self, server: ApiServer, namespace: str, log: Path) -> None:
-        self._server, self._namespace, self._log = server, namespace, log
+    def __init__(self, server: ApiServer, namespace: str, log: Path, **settings: Any) -> None:
+        self._server, self._namespace, self._log, self._changed = server, namespace, log, settings
         self._process: asyncio.subprocess.Process | None = None
         self.starts = 0
 
@@ -58,6 +60,7 @@ class OperatorProcess:
             "MARK_HEALTH_PORT": "0",
             "MARK_LOG_LEVEL": "INFO",
             "MARK_TIMINGS": json.dumps(QUICK),
+            **{f"MARK_{name.upper()}": json.dumps(value) for name, value in self._changed.items()},
         }
 
 
@@ -82,13 +85,15 @@ class Outcome:
 
 
 @asynccontextmanager
-async def stage(server: ApiServer, workload: Workload, log: Path) -> AsyncIterator[tuple[Person, FaultProxy, OperatorProcess, str]]:
+async def stage(
+    server: ApiServer, workload: Workload, log: Path, proxy_type: type[FaultProxy] = FaultProxy, **settings: Any
+) -> AsyncIterator[tuple[Person, FaultProxy, OperatorProcess, str]]:
     """A namespace with a claim, the pretend kubelet, the proxy and the operator behind it."""
     namespace = await asyncio.to_thread(server.fresh_namespace)
-    process = OperatorProcess(server, namespace, log)
+    process = OperatorProcess(server, namespace, log, **settings)
     async with Rest(server.url, server.tokens["admin"], str(server.certificate)) as rest:
         await _make_claim(rest, namespace)
-        async with FaultProxy(server.url, str(server.certificate), process.kill) as proxy:
+        async with proxy_type(server.url, str(server.certificate), process.kill) as proxy:
             kubelet = PretendKubelet(rest, namespace, workload.script)
             tasks = [asyncio.create_task(kubelet.run()), asyncio.create_task(process.run(proxy.url))]
             try:

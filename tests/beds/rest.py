@@ -9,7 +9,7 @@ import aiohttp
 MERGE = "application/merge-patch+json"
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818 - named for what it is
     """The API server answered with an error."""
 
     def __init__(self, code: int, message: str) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 from mark_crds import names
 from mark_crds.job_output import ExitCode
-
 from pretend_kubelet import NEVER, Ending, Script, done, trouble
 from rest import Rest
 
