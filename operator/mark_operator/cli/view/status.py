@@ -82,7 +82,9 @@ def _stages(status: Json, now: datetime) -> RenderableType:
 
 
 def _measures(stage: Json) -> str:
-    return ", ".join(f"{m['name']} {m['value']}" for m in stage.get("measures", [])[:4])
+    """The first numbers; digests are for programs."""
+    numbers = [measure for measure in stage.get("measures", []) if not measure["name"].endswith("Digest")]
+    return ", ".join(f"{measure['name']} {measure['value']}" for measure in numbers[:4])
 
 
 def progress_line(progress: Json) -> str:
