@@ -4,10 +4,10 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from mark_crds.model import Model
-from mark_crds.shared import BaseModelReference, DatasetReference, Digest, ObjectName, Stage, Word, WorkspacePath
+from mark_crds.shared import BaseModelReference, DatasetReference, Digest, ObjectName, Stage, WorkspacePath
 from mark_crds.stages import DataPrep, Evaluation, Ingest, Lora, Rlhf
 
 FORMAT_VERSION = 1
@@ -16,8 +16,8 @@ FORMAT_VERSION = 1
 class EvaluatedModel(Model):
     """The model that an EvalRun measures, resolved."""
 
-    name: Word
-    """What the report calls it."""
+    name: Annotated[str, StringConstraints(min_length=1, max_length=253)]
+    """What the report calls it: the registry entry's name, or the last part of the adapter's path."""
     adapter_path: WorkspacePath | None = None
     """Folder of the adapter in the workspace; absent measures the base model alone."""
     adapter_digest: Digest | None = None

@@ -116,3 +116,12 @@ def test_the_autopipelines_choice_stands_in_the_plan() -> None:
     rendering = rendering_of(evaluating(model={"auto": True}, baseModel={"path": "base/tiny"}), key=EVAL)
     assert rendering.job_input.evaluated_model is not None and rendering.job_input.evaluated_model.adapter_path is None
     assert any("AutoPipeline picks the base model" in warning for warning in rendering.warnings)
+
+
+def test_many_models_fit_into_one_sentence_and_long_names_stay_whole() -> None:
+    auto = evaluating(model={"auto": True}, baseModel={"path": "base/tiny"})
+    many = tuple(model(f"model-{number:040}", version(1)) for number in range(100))
+    assert max(map(len, rendering_of(auto, key=EVAL, models=many).warnings)) <= 1024
+    name = "m" * 253
+    rendering = rendering_of(evaluating(model={"name": name}), key=EVAL, models=(model(name, version(1)),))
+    assert rendering.job_input.evaluated_model is not None and rendering.job_input.evaluated_model.name == name

@@ -5,7 +5,7 @@ from mark_crds.job_input import EvaluatedModel, JobInput
 from mark_crds.registered_model import ModelVersion
 from mark_crds.stages import DataPrep, Evaluation, Ingest, Lora, Rlhf
 
-from mark_operator.messages import note
+from mark_operator.messages import note, shorten
 from mark_operator.registry.autopipeline import choose
 from mark_operator.registry.versions import status_of, version_to_measure
 from mark_operator.run.means import Means
@@ -46,11 +46,11 @@ def resolve(key: RunKey, spec: Body, settings: Settings, models: tuple[Body, ...
 
 def _evaluated(spec: EvalRunSpec, models: tuple[Body, ...]) -> tuple[EvaluatedModel, tuple[str, ...]]:
     if spec.model.path is not None:
-        return EvaluatedModel(name=spec.model.path.rsplit("/", 1)[-1][:64], adapter_path=spec.model.path), ()
+        return EvaluatedModel(name=spec.model.path.rsplit("/", 1)[-1][:253], adapter_path=spec.model.path), ()
     if spec.model.auto:
         assert spec.base_model is not None
         choice = choose(models, spec.base_model)
-        why = (f"spec.model.auto: the AutoPipeline picks {choice.why}",)
+        why = (shorten(f"spec.model.auto: the AutoPipeline picks {choice.why}"),)
         if choice.version is None or choice.model is None:
             return EvaluatedModel(name="base"), why
         return _pinned(spec, choice.model, choice.version), why
@@ -67,4 +67,4 @@ def _evaluated(spec: EvalRunSpec, models: tuple[Body, ...]) -> tuple[EvaluatedMo
 def _pinned(spec: EvalRunSpec, name: str, version: ModelVersion) -> EvaluatedModel:
     if version.claim_name != spec.workspace.claim_name:
         raise CannotPlanError(note("ModelElsewhere", digest=version.digest[:12], model=name, claim=version.claim_name))
-    return EvaluatedModel(name=name[:64], adapter_path=version.path, adapter_digest=version.digest)
+    return EvaluatedModel(name=name, adapter_path=version.path, adapter_digest=version.digest)
