@@ -26,7 +26,7 @@ from mark_trainer.cores import usable_cores
 from mark_trainer.failures import BadData, Failure, UserMistake, failure_of
 from mark_trainer.locks import hold
 from mark_trainer.outcome import adopt_own_result, keep_result, termination_message
-from mark_trainer.progress import Progress
+from mark_trainer.progress import SERVER_URL, Progress
 from mark_trainer.workspace import Work, Workspace
 
 CLAIM_WAIT_SECONDS = 600.0
@@ -61,6 +61,8 @@ def run_stage(options: argparse.Namespace) -> Result:
     os.environ["HF_HUB_OFFLINE"] = "0" if from_hub else "1"
     module = _stage_module(options.stage, job_input)
     progress = Progress.from_environment(options.stage)
+    # transformers' own callback would post too, without steps, and would call an interrupted training 100 percent.
+    os.environ.pop(SERVER_URL, None)
     work = Work(
         job_input=job_input,
         workspace=Workspace(options.workspace),
