@@ -169,7 +169,7 @@ def test_another_prompt_template_is_refused(
 
 def test_another_base_model_is_refused(workspace: Workspace, adapter: Artifact) -> None:
     tiny_training.write_base(workspace.path("base/other"), seed=2)
-    with pytest.raises(BadData, match="base/other is not the model"):
+    with pytest.raises(BadData, match="base/other is not what adapters"):
         evaluate.run(
             tiny_training.work_of(workspace, eval_run(adapter, baseModel={"path": "base/other"}), stage="eval")
         )

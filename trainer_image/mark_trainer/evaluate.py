@@ -198,7 +198,7 @@ def load_base(work: Work, adapter: Adapter | None) -> BaseModel:
         raise BadData(
             "OtherBaseModel",
             f"baseModel: {reference.path or reference.hugging_face_id} is not what {adapter.path} was "
-            f"trained on (digest {base.digest[:12]}, expected {adapter.provenance['base']['digest'][:12]}); name it",
+            f"trained on (digest {base.digest[:12]}, expected {adapter.provenance['base']['digest'][:12]}); name that",
         )
     return base
 
