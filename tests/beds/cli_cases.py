@@ -90,7 +90,7 @@ def running_run() -> dict[str, Any]:
             "step": 126,
             "steps": 300,
             "epoch": "1.26",
-            "loss": "2.113",
+            "loss": "2.1134567",
             "tokensPerSecond": "1834.2",
             "etaSeconds": 725,
             "updated": "2026-05-04T10:29:58Z",
@@ -120,7 +120,11 @@ def succeeded_run() -> dict[str, Any]:
     status["conditions"] = [condition("Succeeded", "True", "Succeeded", "All 5 stages are done")]
     status["result"] = {
         "model": "transformer-lora",
-        "measures": [{"name": "tuned.retrieved.f1", "value": "0.512"}, {"name": "nllDifference", "value": "-0.31"}],
+        "measures": [
+            {"name": "base.retrieved.f1", "value": "0.3114159"},
+            {"name": "tuned.retrieved.f1", "value": "0.512"},
+            {"name": "nllDifference", "value": "-0.31"},
+        ],
         "artifacts": [
             {"kind": "adapter", "path": f"adapters/{DIGEST}", "digest": DIGEST},
             {"kind": "report", "path": "reports/eval_transformer-lora_20260504T102500Z.json", "digest": HASH},

@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from mark_operator.cli.view.formatting import clock, plain_table, short_digest
+from mark_operator.cli.view.measures import measures_view
 
 Json = dict[str, Any]
 
@@ -54,8 +55,8 @@ def _parts(model: Json) -> Iterator[RenderableType]:
     yield table
     for version in reversed(_versions(model)):
         if version.get("headline"):
-            numbers = ", ".join(f"{measure['name']} {measure['value']}" for measure in version["headline"])
-            yield f"{short_digest(version['digest'])}: {numbers}"
+            yield f"\nversion {short_digest(version['digest'])}"
+            yield from measures_view(version["headline"])
 
 
 def _versions(model: Json) -> list[Json]:

@@ -51,7 +51,7 @@ def _parts(report: Json) -> Iterator[RenderableType]:
     yield Text(f"Evaluation of {report['model']}, {clock(report['time'])}", style="bold")
     base = report["base"].get("path") or report["base"].get("huggingFaceId")
     yield f"base {base} · dataset {short_digest(report['dataset']['digest'])} · 95 % intervals, clustered by document"
-    for condition in report["answerNats"]:
+    for condition in (condition for condition in _CONDITIONS if condition in report["answerNats"]):
         yield ""
         yield from _condition(report, condition)
     yield ""
@@ -68,7 +68,7 @@ def _condition(report: Json, condition: str) -> Iterator[RenderableType]:
     models = [model for model in report["scores"] if condition in report["scores"][model]]
     scores = {model: report["scores"][model][condition] for model in models}
     nats = report["answerNats"][condition]
-    title = f"{_CONDITIONS.get(condition, condition)}, {scores[models[0]]['items']} questions".upper()
+    title = f"{_CONDITIONS[condition]}, {scores[models[0]]['items']} questions".upper()
     columns = [model.upper() for model in models]
     table = plain_table(title, *columns, *(("TUNED - BASE",) if "difference" in nats else ()))
     for name in _METRICS:

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from mark_operator.cli.view.formatting import bar, duration, plain_table, seconds_between, short_digest
+from mark_operator.cli.view.measures import measures_view, number, short_measures
 
 Json = dict[str, Any]
 
@@ -47,7 +48,7 @@ def _parts(run: Json, status: Json, now: datetime) -> Iterator[RenderableType]:
     if _is_running(status) and status.get("progress"):
         yield ""
         yield progress_line(status["progress"])
-    messages = [_condition_line(condition) for condition in _telling(status)]
+    messages = [_condition_line(condition, status.get("state")) for condition in _telling(status)]
     if messages:
         yield ""
         yield from messages
@@ -77,14 +78,18 @@ def _stages(status: Json, now: datetime) -> RenderableType:
         started, finished = stage.get("startedAt"), stage.get("finishedAt")
         time = duration(seconds_between(started, finished or now)) if started else ""
         state = Text(stage["state"], style=_STYLES.get(stage["state"], ""))
-        table.add_row(stage["stage"], state, str(stage.get("attempt", 1)) if started else "", time, _measures(stage))
+        table.add_row(
+            stage["stage"],
+            state,
+            str(stage.get("attempt", 1)) if started else "",
+            time,
+            short_measures(stage.get("measures", [])),
+        )
     return table
 
 
-def _measures(stage: Json) -> str:
-    """The first numbers; digests are for programs."""
-    numbers = [measure for measure in stage.get("measures", []) if not measure["name"].endswith("Digest")]
-    return ", ".join(f"{measure['name']} {measure['value']}" for measure in numbers[:4])
+def _numbers(stage: Json) -> str:
+    return short_measures(stage.get("measures", []))
 
 
 def progress_line(progress: Json) -> str:
@@ -93,7 +98,7 @@ def progress_line(progress: Json) -> str:
     if progress.get("steps"):
         facts.append(f"step {progress.get('step', 0)}/{progress['steps']}")
     if progress.get("loss"):
-        facts.append(f"loss {progress['loss']}")
+        facts.append(f"loss {number(progress['loss'])}")
     if progress.get("tokensPerSecond"):
         facts.append(f"{float(progress['tokensPerSecond']):,.0f} tokens/s")
     if progress.get("etaSeconds") is not None:
@@ -118,7 +123,9 @@ def _telling(status: Json) -> list[Json]:
     return telling
 
 
-def _condition_line(condition: Json) -> Text:
+def _condition_line(condition: Json, state: str | None) -> Text:
+    if condition["reason"] == state:  # the headline has the word already
+        return Text(condition["message"])
     line = Text(f"{condition['type']}={condition['status']} ({condition['reason']}): ")
     return line.append(condition["message"])
 
@@ -143,10 +150,7 @@ def _result(result: Json) -> Iterator[RenderableType]:
     if result.get("model"):
         yield f"Model: {result['model']}"
     if result.get("measures"):
-        table = plain_table("MEASURE", "VALUE", right=("VALUE",))
-        for measure in result["measures"]:
-            table.add_row(measure["name"], measure["value"])
-        yield table
+        yield from measures_view(result["measures"])
     if result.get("artifacts"):
         yield ""
         table = plain_table("ARTIFACT", "PATH IN THE WORKSPACE", "DIGEST")
@@ -168,7 +172,7 @@ def runs_view(runs: list[Json], now: datetime) -> RenderableType:
             Text(state, style=_STYLES.get(state, "")),
             status.get("stage") or "",
             f"{progress['percent']} %" if progress and _is_running(status) else "",
-            progress.get("loss") or "",
+            number(progress.get("loss") or ""),
             short_digest((status.get("plan") or {}).get("hash", "")),
             duration(seconds_between(run["metadata"]["creationTimestamp"], now)),
         )
@@ -211,7 +215,11 @@ def _stage_changes(old: Json, new: Json) -> Iterator[str]:
         took = ""
         if stage.get("startedAt") and stage.get("finishedAt"):
             took = f" after {duration(seconds_between(stage['startedAt'], stage['finishedAt']))}"
-        told = _measures(stage) or stage.get("failure", {}).get("message", "") if stage.get("finishedAt") else ""
+        told = (
+            short_measures(stage.get("measures", [])) or stage.get("failure", {}).get("message", "")
+            if stage.get("finishedAt")
+            else ""
+        )
         yield f"{stage['stage']:9} {stage['state']}{attempt}{took}{': ' + told if told else ''}"
 
 
