@@ -67,7 +67,7 @@ def test_changes_are_one_line_each() -> None:
     planned, running = cases.planned_run(), cases.running_run()
     assert status.change_lines({}, planned) == ["state PlanReady"]
     assert status.change_lines(planned, running)[0] == "state Running"
-    assert "ingest    Succeeded after 2 min 07 s: documents 91, chunks 1204" in status.change_lines(planned, running)
+    assert "ingest    Succeeded after 2 min 07 s: documents 91, chunks 1,204" in status.change_lines(planned, running)
     assert status.change_lines(running, running) == []
     failed = status.change_lines(running, cases.failed_run())
     assert failed[-1].endswith("corpus/secret.pdf: is encrypted; remove the password or the file")

@@ -64,10 +64,14 @@ def start_cluster() -> None:
     title("A cluster" if not ON_CURRENT else "Your cluster")
     run("python3 tests/cluster/local.py up")
     os.environ["KUBECONFIG"] = answer("python3 tests/cluster/local.py kubeconfig")
-    binaries = "" if ON_CURRENT else answer("python3 tests/cluster/local.py binaries")
-    folders = [str(PYTHON.parent), *map(str, sorted(Path(binaries).glob("*")) if binaries else ())]
-    os.environ["PATH"] = os.pathsep.join([*folders, os.environ["PATH"]])
+    os.environ["PATH"] = os.pathsep.join([*tool_folders(), os.environ["PATH"]])
     run("kubectl get nodes")
+
+
+def tool_folders() -> list[str]:
+    """Where mark, kubectl and helm are."""
+    binaries = [] if ON_CURRENT else Path(answer("python3 tests/cluster/local.py binaries")).glob("*")
+    return [str(PYTHON.parent), *(str(folder) for folder in binaries if folder.name.startswith(("kubernetes", "helm")))]
 
 
 def build_images() -> dict[str, str]:
@@ -191,11 +195,11 @@ def goodbye(latency: float) -> None:
     say(f"""
 Still running: {"your cluster" if ON_CURRENT else "the local cluster"}, the operator in {OPERATOR_NAMESPACE}, and the finished run in {NAMESPACE}.
 To talk to them from your shell:
-  export KUBECONFIG={os.environ["KUBECONFIG"]} PATH={":".join(os.environ["PATH"].split(os.pathsep)[:-1][:8])}:$PATH
+  export KUBECONFIG={os.environ["KUBECONFIG"]} PATH={":".join(tool_folders())}:$PATH
 
 Try next:
-  mark status {RUN} -n {NAMESPACE}                   the run with its results and where they lie
-  mark get {RUN} adapter -n {NAMESPACE}              the tuned adapter, out of the workspace
+  mark status {RUN} -n {NAMESPACE}                      the run with its results and where they lie
+  mark get {RUN} adapter -n {NAMESPACE}                 the tuned adapter, out of the workspace
   kubectl mark logs {RUN} --stage lora -n {NAMESPACE}   what the training said
 
 Stop it:  {f"helm uninstall mark-operator -n {OPERATOR_NAMESPACE}; kubectl delete namespace {NAMESPACE}" if ON_CURRENT else "make cluster-down"}""")
