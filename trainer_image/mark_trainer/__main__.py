@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from mark_trainer.cores import usable_cores
 from mark_trainer.failures import BadData, Failure, UserMistake, failure_of
-from mark_trainer.locks import hold
+from mark_trainer.locks import Lock, hold
 from mark_trainer.outcome import adopt_own_result, keep_result, termination_message
 from mark_trainer.progress import SERVER_URL, Progress
 from mark_trainer.workspace import Work, Workspace
@@ -75,9 +75,11 @@ def run_stage(options: argparse.Namespace) -> Result:
     try:
         if not _speaks_for_all():
             return importlib.import_module(module).run(work)
-        with _claim(work):
+        with _claim(work) as claim:
             result = adopt_own_result(work) or importlib.import_module(module).run(work)
             keep_result(work, result)
+            if work.stage != work.job_input.stages[-1] and result.outcome != "Adopted":
+                claim.keep()
             return result
     finally:
         progress.close()
@@ -156,21 +158,20 @@ def _stop_on_signal() -> threading.Event:
 
 
 @contextmanager
-def _claim(work: Work) -> Iterator[None]:
+def _claim(work: Work) -> Iterator[Lock]:
     """Keep every other run from the same work, such as one of a second cluster on this workspace.
 
-    Between stages the claim stays, without a heartbeat; the run's next stage takes it over at once.
+    Between stages the claim stays, without a heartbeat; the run's next stage takes it over at once. A run that ends
+    here gives it back, so that the next one need not wait until it is stale.
     """
     with hold(work, f"work-{work.job_input.replay_key[:16]}", CLAIM_WAIT_SECONDS) as lock:
         try:
-            yield
+            yield lock
         except (UserMistake, BadData):
             raise
         except BaseException:
             lock.keep()
             raise
-        if work.stage != work.job_input.stages[-1]:
-            lock.keep()
 
 
 def _speaks_for_all() -> bool:
