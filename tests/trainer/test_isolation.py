@@ -1,26 +1,8 @@
-"""Inputs that crash, hang or swallow memory. The workers import this file, so it imports little."""
-
-import os
-import time
+"""Inputs that crash, hang or swallow memory."""
 
 import pytest
 from mark_trainer.isolation import Trouble, each_isolated
-
-
-def misbehave(value: str) -> str:
-    if value == "crash":
-        os.abort()
-    if value == "hang":
-        time.sleep(60)
-    if value == "swallow":
-        raise MemoryError
-    if value == "mistake":
-        raise KeyError("our own mistake")
-    return value.upper()
-
-
-def nothing() -> None:
-    """No limits."""
+from misbehaving import misbehave, nothing
 
 
 def test_crash_hang_and_memory_are_trouble_of_one_input() -> None:
