@@ -17,7 +17,7 @@ def number(text: str) -> str:
     if text.isdigit():
         return f"{int(text):,}"
     try:
-        return f"{float(text):.4g}"
+        return f"{round(float(text), 5):.4g}"
     except ValueError:
         return text
 

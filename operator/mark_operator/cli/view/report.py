@@ -106,7 +106,8 @@ def _estimate(estimate: Json, *, sign: bool = False) -> str:
 
 
 def _number(value: float, *, sign: bool = False) -> str:
-    return f"{value:+.3f}" if sign else f"{value:.3f}"
+    shown = round(value, 3) + 0.0  # so that nothing is shown as -0.000
+    return f"{shown:+.3f}" if sign else f"{shown:.3f}"
 
 
 def _percent(estimate: Json) -> str:
