@@ -8,7 +8,7 @@ from mark_command import mark
 from mark_operator.cli.main import mark as group
 
 ROOT = Path(__file__).resolve().parents[2]
-SAMPLE = ROOT / "manifests" / "samples" / "trainingrun-lora.yaml"
+SAMPLE = Path(__file__).parent / "run.yaml"
 
 
 @pytest.fixture(autouse=True)
