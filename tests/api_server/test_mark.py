@@ -192,3 +192,18 @@ def test_settings_come_from_the_operators_config_map(cluster: Cluster) -> None:
     assert (done.code, done.out) == (0, "trainerImage: localhost/mark-trainer:dev\n")
     missing = cluster.mark("settings", "--operator-namespace", "default")
     assert (missing.code, "--operator-namespace" in missing.err) == (4, True)
+
+
+def test_a_freeze_is_made_changed_and_ended(cluster: Cluster) -> None:
+    labels = {"app.kubernetes.io/name": "mark-operator"}
+    settings = json.dumps({"operatorNamespace": cluster.namespace})
+    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "mark-operator", "labels": labels}}
+    cluster.server.must("apply", "-n", cluster.namespace, "-f", "-", stdin={**body, "data": {"settings.json": settings}})
+    where = ("--operator-namespace", cluster.namespace)
+    for reason in ("storage maintenance", "still maintenance"):
+        assert cluster.mark("freeze", "--reason", reason, *where).code == 0
+        found = json.loads(cluster.server.must("get", "configmap", "mark-freeze", "-n", cluster.namespace, "-o", "json"))
+        assert found["data"]["frozen"] == "true" and found["data"]["reason"].startswith(f"{reason} (admin, ")
+    assert cluster.mark("unfreeze", *where).code == 0 and cluster.mark("unfreeze", *where).code == 0
+    assert cluster.server.kubectl("get", "configmap", "mark-freeze", "-n", cluster.namespace).returncode != 0
+    assert cluster.mark("freeze", "--reason", "x", *where, user="stranger").code == 4

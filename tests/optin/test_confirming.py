@@ -1,6 +1,7 @@
 """Confirming on a real API server with the real operator: once however often it is asked for, recorded, and held by whatever must hold it."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from aiohttp import web
 from control_plane import ApiServer
 from fault_proxy import FaultProxy
+from mark_command import mark
 from mark_crds import names
 from operator_bed import UNHURRIED, stage
 from workloads import Person, Workload
@@ -117,6 +119,34 @@ def test_a_hundred_confirmations_at_once_make_one_job_and_one_record(plane: ApiS
             jobs = {name: count for (resource, name), count in proxy.ledger.of("POST").items() if resource == "jobs"}
             assert sorted(name for name in jobs if "preflight" in name) == ["run-e-preflight-1", "run-t-preflight-1"]
             assert set(jobs.values()) == {1}
+
+    asyncio.run(story())
+
+
+def test_a_plan_is_read_with_kubectl_alone_and_has_the_hash_of_the_offline_one(
+    plane: ApiServer, tmp_path: Path
+) -> None:
+    async def read(person: Person) -> None:
+        run = await person.planned()
+        kind, namespace = run["kind"], run["metadata"]["namespace"]
+        text = await asyncio.to_thread(plane.must, "describe", kind.lower(), "run", "-n", namespace)
+        summary = text.split("Summary:")[1]
+        assert (
+            all(line in summary for line in run["status"]["plan"]["summary"]) and run["status"]["plan"]["hash"] in text
+        )
+        assert text.rstrip().endswith(run["status"]["plan"]["confirmCommand"]), "the last Event tells how to confirm"
+        file, settings = tmp_path / f"{kind}.yaml", tmp_path / "settings.yaml"
+        manifest = Workload("bed", _nobody, kind=kind).manifest
+        file.write_text(json.dumps({**manifest, "metadata": {"name": "run", "namespace": namespace}}))
+        settings.write_text("trainerImage: localhost/mark-trainer:test\n")
+        offline = await asyncio.to_thread(mark, "plan", "-f", str(file), "--settings", str(settings), "-o", "json")
+        plan = json.loads(offline.out)
+        assert plan["hash"] == run["status"]["plan"]["hash"] and plan["stages"] == run["status"]["plan"]["stages"]
+
+    async def story() -> None:
+        async with planned(plane, tmp_path) as (people, _):
+            for person in people:
+                await read(person)
 
     asyncio.run(story())
 

@@ -16,16 +16,15 @@ def summarize(
 
 def model_line(model: PlannedModel) -> str:
     """What becomes of the registry entry."""
-    version = f"version {model.version[:12]}" if model.version else ""
+    version = model.version[:12] if model.version else ""
     match model.action:
         case "Create":
             return f"{model.name}, a new entry"
         case "Judge":
-            return f"{model.name}, a verdict on {version}"
+            return f"{model.name}, a verdict on version {version}"
         case _:
-            now = f"current is {version} until another is promoted" if version else "none is current yet"
-            gone = f"; drops {model.drops[:12]}, the oldest of 10" if model.drops else ""
-            return f"{model.name}, one more version; {now}{gone}"
+            gone = f"; drops {model.drops[:12]}, the oldest" if model.drops else ""
+            return f"{model.name}, one more version (current: {version or 'none'}){gone}"
 
 
 def stage_bounds(stage: PlannedStage) -> str:
