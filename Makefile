@@ -4,9 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOCAL := $(BIN)/python tests/cluster/local.py
+# Suites whose files run beside each other; those on the local cluster and those that do harm run alone.
 FAST := tests/crds tests/operator tests/contract tests/cli tests/chart tests/trainer
+BESIDE := $(FAST) tests/gitops tests/api_server tests/optin
+PYTEST := $(BIN)/pytest -q
+PARALLEL := -n 2 --dist loadfile
 
-.PHONY: help setup generate verify lint format test-fast test test-api test-cluster test-lifecycle demo cluster-up cluster-down images corpus lock clean
+.PHONY: help setup generate verify lint format test-fast test test-api test-cluster test-lifecycle test-faults demo cluster-up cluster-down images corpus lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -31,19 +35,24 @@ format: setup ## format the sources
 	$(BIN)/ruff format -q . && $(BIN)/ruff check -q --fix .
 
 test-fast: setup ## the daily loop: no cluster, under a minute
-	$(BIN)/pytest -q -m "not slow" $(FAST)
+	$(PYTEST) $(PARALLEL) -m "not slow" $(FAST)
 
 test-api: setup ## every rule and the operator's passes on a real API server
-	$(BIN)/pytest -q tests/api_server
+	$(PYTEST) $(PARALLEL) tests/api_server tests/optin
 
 test-cluster: cluster-up images corpus ## whole runs on the local cluster
-	$(BIN)/pytest -q -m "not lifecycle" tests/cluster
+	$(PYTEST) -m "not lifecycle" tests/cluster
 
 test-lifecycle: setup ## the local cluster itself: start, stop, unclean stop (takes the cluster away meanwhile)
-	$(BIN)/pytest -q -m lifecycle tests/cluster
+	$(PYTEST) -m lifecycle tests/cluster
+
+test-faults: setup ## the operator killed, its answers lost, at every single write of every story (an hour)
+	MARK_FAULTS=whole $(PYTEST) tests/faults
 
 test: verify cluster-up images corpus ## everything, with whole runs on the local cluster
-	$(BIN)/pytest -m "not lifecycle" tests
+	$(PYTEST) $(PARALLEL) $(BESIDE)
+	$(PYTEST) tests/faults
+	$(PYTEST) -m "not lifecycle" tests/cluster
 
 demo: setup ## the main job from nothing: cluster, operator, a plan, its confirmation, training, the report
 	$(BIN)/python tests/cluster/demo.py

@@ -12,7 +12,7 @@ from workloads import WORKLOADS, Workload
 
 AT_ONCE = 4
 # In `make test`, one point in so many of each story; `make test-faults` tries every one.
-SAMPLE = 8
+SAMPLE = 24
 HARMS: tuple[Harm, ...] = ("kill", "lose-answer", "conflict", "too-many", "server-error", "never-sent")
 
 
