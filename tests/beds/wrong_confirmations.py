@@ -186,6 +186,9 @@ MEANS = (
     WrongConfirmation("no claim", _waits, "PrerequisiteFailed", {"workspace": {"claimName": "nothing"}}),
     WrongConfirmation("image not allowed", _waits, "PrerequisiteFailed", {"image": "elsewhere/trainer:1"}),
     WrongConfirmation("no such GPU", _waits, "PrerequisiteFailed", {"resources": {"gpuResource": "example.com/none"}}),
+    WrongConfirmation(
+        "more memory than the LimitRange", _waits, "PrerequisiteFailed", {"resources": {"cpu": "1", "memory": "200Gi"}}
+    ),
     WrongConfirmation("no such PriorityClass", _waits, "PrerequisiteFailed", {"priorityClassName": "nothing"}),
 )
 FOR_BOTH = (*HASHES, *SWITCHES, *TIMES, *MEANS)

@@ -14,6 +14,7 @@ from mark_operator.messages import Note
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "manifests" / "gitops"
 PROGRAM = Path(__file__).parent / "health"
+DUMPS = Path(__file__).resolve().parents[1] / "golden" / "states"
 BUILD_SECONDS = 580
 NOW = "2026-01-01T00:00:00Z"
 
@@ -53,7 +54,12 @@ def objects() -> dict[str, dict[str, Any]]:
         "older generation": older,
         "spec to edit": run("Planning", stalled=True),
     }
-    return {**{state: run(state) for state in get_args(State)}, **special}
+    return {**{state: run(state) for state in get_args(State)}, **special, **dumps()}
+
+
+def dumps() -> dict[str, dict[str, Any]]:
+    """Runs of both kinds as the operator's decisions made them, by file name."""
+    return {path.stem: yaml.safe_load(path.read_text()) for path in sorted(DUMPS.iterdir())}
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +96,12 @@ def test_verdict(verdicts: dict[str, dict[str, str]], name: str) -> None:
     found = verdicts[name]
     assert (found["lua"], found["cel"]) == {**EXPECTED, **SPECIAL}[name]
     assert found["message"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.stem for path in DUMPS.iterdir()))
+def test_verdict_on_what_the_operator_writes(verdicts: dict[str, dict[str, str]], name: str) -> None:
+    status = dumps()[name]["status"]
+    stalled = any(item["type"] == "Stalled" and item["status"] == "True" for item in status["conditions"])
+    expected = SPECIAL["spec to edit"] if stalled else EXPECTED[status["state"]]
+    assert (verdicts[name]["lua"], verdicts[name]["cel"]) == expected

@@ -15,6 +15,13 @@ from wrong_confirmations import FOR_BOTH, FOR_TRAINING, REFUSED, Scene, WrongCon
 Body = dict[str, Any]
 OTHER = {"TrainingRun": "EvalRun", "EvalRun": "TrainingRun"}
 CASES = [("TrainingRun", case) for case in (*FOR_BOTH, *FOR_TRAINING)] + [("EvalRun", case) for case in FOR_BOTH]
+LIMITS: Body = {
+    "apiVersion": "v1",
+    "kind": "LimitRange",
+    "metadata": {"name": "memory"},
+    "spec": {"limits": [{"type": "Container", "max": {"memory": "64Gi"}}]},
+}
+RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 AT_ONCE = 8
 QUOTA: Body = {
     "apiVersion": "v1",
@@ -49,6 +56,8 @@ async def _tell(server: ApiServer, cases: Iterable[tuple[str, WrongConfirmation]
     ):
         rest = first.rest
         await rest.post(f"/api/v1/namespaces/{namespace}/resourcequotas", QUOTA)
+        await rest.post(f"/api/v1/namespaces/{namespace}/limitranges", LIMITS)
+        await rest.patch(f"/api/v1/namespaces/{namespace}", {"metadata": {"labels": RESTRICTED}})
         gate = asyncio.Semaphore(AT_ONCE)
 
         async def one(number: int, kind: str, case: WrongConfirmation) -> tuple[tuple[str, str], str]:
