@@ -99,7 +99,7 @@ def test_the_second_of_two_clusters_waits_without_using_up_its_attempts(plane: A
 
     async def story() -> None:
         bed = workload(workspace, maxAttempts=1)
-        async with stage(plane, bed, tmp_path / "operator.log") as (person, _, _, _):
+        async with stage(plane, bed, tmp_path / "operator.log", timings=UNHURRIED) as (person, _, _, _):
             await person.create(bed.manifest)
             await person.confirm()
             waiting = await person.in_state("Queued")
