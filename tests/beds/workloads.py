@@ -24,6 +24,7 @@ class Person:
         self.runs = f"/apis/{names.API_VERSION}/namespaces/{namespace}/{names.PLURALS[kind]}"
         self.jobs = f"/apis/batch/v1/namespaces/{namespace}/jobs"
         self.path = f"{self.runs}/{name}"
+        self._kind, self._name = kind, name
 
     async def create(self, manifest: Body) -> None:
         await self.rest.post(self.runs, manifest)
@@ -57,6 +58,17 @@ class Person:
 
     async def in_state(self, *states: str) -> Body:
         return await self.until(lambda run: run.get("status", {}).get("state") in states, f"in state {' or '.join(states)}")
+
+    async def held(self, stage: str) -> None:
+        """Look until no Pod of the stage's first attempt works; the state says Suspended a little earlier."""
+        path = f"{self.jobs}/{names.job_name(self._kind, self._name, stage, 1)}"
+        end = asyncio.get_running_loop().time() + WAIT_SECONDS
+        while asyncio.get_running_loop().time() < end:
+            job = await self.rest.get(path)
+            if job["spec"].get("suspend") and not job["status"].get("active") and not job["status"].get("terminating"):
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"the Pods of stage {stage} never ended")
 
     async def stage_running(self, stage: str) -> Body:
         def runs(run: Body) -> bool:
@@ -110,6 +122,7 @@ async def _suspend_and_resume(person: Person) -> None:
     await person.stage_running("lora")
     await person.change(suspend=True)
     await person.in_state("Suspended")
+    await person.held("lora")
     await person.change(suspend=False)
     await person.in_state("Succeeded")
 
