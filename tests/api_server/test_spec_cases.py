@@ -1,24 +1,16 @@
 """Every row of the table of specs, and every rule on changes, on a real API server."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from mark_crds.eval_run import EvalRun, EvalRunSpec
 from mark_crds.training_run import TrainingRun, TrainingRunSpec
+from spec_table import TABLE, laid_over
 
-TABLE = yaml.safe_load((Path(__file__).parents[1] / "golden" / "spec-cases.yaml").read_text())
-CASES = [pytest.param(kind, case, id=f"{kind}: {case['name']}") for kind, table in TABLE.items() for case in table["cases"]]
-
-
-def laid_over(base: Any, change: Any) -> Any:
-    """A copy of base with change merged in; null removes."""
-    if not (isinstance(base, dict) and isinstance(change, dict)):
-        return change
-    merged = {key: laid_over(base.get(key), value) for key, value in change.items() if value is not None}
-    return {**{key: value for key, value in base.items() if key not in change}, **merged}
+CASES = [
+    pytest.param(kind, case, id=f"{kind}: {case['name']}") for kind, table in TABLE.items() for case in table["cases"]
+]
 
 
 @pytest.mark.parametrize(("kind", "case"), CASES)
@@ -39,26 +31,115 @@ CONFIRM = {"spec": {"dryRun": False, "confirm": True}}
 # Each row: a name, the spec at first, then (change, words of the refusal or None) one after another; "start" marks the run started.
 CHANGES: list[tuple[str, dict[str, Any], list[tuple[Any, str | None]]]] = [
     ("confirm alone", {}, [(CONFIRM, None)]),
-    ("confirm with who and which", {}, [({"spec": {**CONFIRM["spec"], "confirmPlan": HASH, "confirmedBy": "alice", "suspend": True}}, None)]),
+    (
+        "confirm with who and which",
+        {},
+        [({"spec": {**CONFIRM["spec"], "confirmPlan": HASH, "confirmedBy": "alice", "suspend": True}}, None)],
+    ),
     ("work may change before confirmation", {}, [({"spec": {"lora": {"rank": 8}}}, None), (CONFIRM, None)]),
-    ("confirm and change at once", {}, [({"spec": {**CONFIRM["spec"], "lora": {"rank": 8}}}, "spec.confirm: the change that confirms")]),
-    ("confirm and change at once, naming the plan", {}, [({"spec": {**CONFIRM["spec"], "confirmPlan": HASH, "lora": {"rank": 8}}}, None)]),
-    ("change while confirmed", {}, [(CONFIRM, None), ({"spec": {"lora": {"rank": 8}}}, "spec: a confirmed run keeps its work")]),
-    ("change while confirmed, naming the new plan", {}, [(CONFIRM, None), ({"spec": {"confirmPlan": HASH, "lora": {"rank": 8}}}, None)]),
-    ("change while confirmed, keeping the old hash", {"confirmPlan": HASH}, [(CONFIRM, None), ({"spec": {"lora": {"rank": 8}}}, "spec: a confirmed run keeps its work")]),
-    ("optional field added while confirmed", {}, [(CONFIRM, None), ({"spec": {"queueName": "research"}}, "spec: a confirmed run keeps its work")]),
-    ("optional field removed while confirmed", {"queueName": "research"}, [(CONFIRM, None), ({"spec": {"queueName": None}}, "spec: a confirmed run keeps its work")]),
-    ("take back, then change", {}, [(CONFIRM, None), ({"spec": {"confirm": False}}, None), ({"spec": {"lora": {"rank": 8}}}, None)]),
-    ("back to a dry run needs the confirmation back", {}, [(CONFIRM, None), ({"spec": {"dryRun": True}}, "spec.confirm: true needs spec.dryRun: false")]),
-    ("suspend after start", {}, [(CONFIRM, None), ("start", None), ({"spec": {"suspend": True}}, None), ({"spec": {"suspend": False}}, None)]),
+    (
+        "confirm and change at once",
+        {},
+        [({"spec": {**CONFIRM["spec"], "lora": {"rank": 8}}}, "spec.confirm: the change that confirms")],
+    ),
+    (
+        "confirm and change at once, naming the plan",
+        {},
+        [({"spec": {**CONFIRM["spec"], "confirmPlan": HASH, "lora": {"rank": 8}}}, None)],
+    ),
+    (
+        "change while confirmed",
+        {},
+        [(CONFIRM, None), ({"spec": {"lora": {"rank": 8}}}, "spec: a confirmed run keeps its work")],
+    ),
+    (
+        "change while confirmed, naming the new plan",
+        {},
+        [(CONFIRM, None), ({"spec": {"confirmPlan": HASH, "lora": {"rank": 8}}}, None)],
+    ),
+    (
+        "change while confirmed, keeping the old hash",
+        {"confirmPlan": HASH},
+        [(CONFIRM, None), ({"spec": {"lora": {"rank": 8}}}, "spec: a confirmed run keeps its work")],
+    ),
+    (
+        "optional field added while confirmed",
+        {},
+        [(CONFIRM, None), ({"spec": {"queueName": "research"}}, "spec: a confirmed run keeps its work")],
+    ),
+    (
+        "optional field removed while confirmed",
+        {"queueName": "research"},
+        [(CONFIRM, None), ({"spec": {"queueName": None}}, "spec: a confirmed run keeps its work")],
+    ),
+    (
+        "take back, then change",
+        {},
+        [(CONFIRM, None), ({"spec": {"confirm": False}}, None), ({"spec": {"lora": {"rank": 8}}}, None)],
+    ),
+    (
+        "back to a dry run needs the confirmation back",
+        {},
+        [(CONFIRM, None), ({"spec": {"dryRun": True}}, "spec.confirm: true needs spec.dryRun: false")],
+    ),
+    (
+        "suspend after start",
+        {},
+        [(CONFIRM, None), ("start", None), ({"spec": {"suspend": True}}, None), ({"spec": {"suspend": False}}, None)],
+    ),
     ("ttl after start", {}, [(CONFIRM, None), ("start", None), ({"spec": {"ttlSecondsAfterFinished": 60}}, None)]),
-    ("work after start", {}, [(CONFIRM, None), ("start", None), ({"spec": {"lora": {"rank": 8}}}, "spec: a confirmed run keeps its work")]),
-    ("work after start, naming a plan", {}, [(CONFIRM, None), ("start", None), ({"spec": {"confirmPlan": OTHER_HASH, "lora": {"rank": 8}}}, "spec: the run has started, so only")]),
-    ("another plan after start", {}, [(CONFIRM, None), ("start", None), ({"spec": {"confirmPlan": OTHER_HASH}}, "spec: the run has started; confirm can be taken back")]),
-    ("another name after start", {"confirmedBy": "alice"}, [(CONFIRM, None), ("start", None), ({"spec": {"confirmedBy": "bob"}}, "spec: the run has started; confirm can be taken back")]),
+    (
+        "work after start",
+        {},
+        [(CONFIRM, None), ("start", None), ({"spec": {"lora": {"rank": 8}}}, "spec: a confirmed run keeps its work")],
+    ),
+    (
+        "work after start, naming a plan",
+        {},
+        [
+            (CONFIRM, None),
+            ("start", None),
+            ({"spec": {"confirmPlan": OTHER_HASH, "lora": {"rank": 8}}}, "spec: the run has started, so only"),
+        ],
+    ),
+    (
+        "another plan after start",
+        {},
+        [
+            (CONFIRM, None),
+            ("start", None),
+            ({"spec": {"confirmPlan": OTHER_HASH}}, "spec: the run has started; confirm can be taken back"),
+        ],
+    ),
+    (
+        "another name after start",
+        {"confirmedBy": "alice"},
+        [
+            (CONFIRM, None),
+            ("start", None),
+            ({"spec": {"confirmedBy": "bob"}}, "spec: the run has started; confirm can be taken back"),
+        ],
+    ),
     ("cancel after start", {}, [(CONFIRM, None), ("start", None), ({"spec": {"confirm": False}}, None)]),
-    ("work while cancelling", {}, [(CONFIRM, None), ("start", None), ({"spec": {"confirm": False, "lora": {"rank": 8}}}, "spec: the run has started, so only")]),
-    ("confirm again after cancelling", {}, [(CONFIRM, None), ("start", None), ({"spec": {"confirm": False}}, None), (CONFIRM, "spec: the run has started; confirm can be taken back")]),
+    (
+        "work while cancelling",
+        {},
+        [
+            (CONFIRM, None),
+            ("start", None),
+            ({"spec": {"confirm": False, "lora": {"rank": 8}}}, "spec: the run has started, so only"),
+        ],
+    ),
+    (
+        "confirm again after cancelling",
+        {},
+        [
+            (CONFIRM, None),
+            ("start", None),
+            ({"spec": {"confirm": False}}, None),
+            (CONFIRM, "spec: the run has started; confirm can be taken back"),
+        ],
+    ),
 ]
 SPECS = {
     "TrainingRun": ({"lora": {"epochs": 1}}, "trainingrun"),
@@ -68,12 +149,16 @@ SPECS = {
 
 def for_kind(kind: str, change: Any) -> Any:
     """The EvalRun's own way to change its work."""
-    return json.loads(json.dumps(change).replace('"lora": {"rank": 8}', '"maxItems": 8')) if kind == "EvalRun" else change
+    return (
+        json.loads(json.dumps(change).replace('"lora": {"rank": 8}', '"maxItems": 8')) if kind == "EvalRun" else change
+    )
 
 
 @pytest.mark.parametrize("kind", SPECS)
 @pytest.mark.parametrize(("at_first", "steps"), [pytest.param(*row[1:], id=row[0]) for row in CHANGES])
-def test_change(api_server, namespace: str, kind: str, at_first: dict[str, Any], steps: list[tuple[Any, str | None]]) -> None:
+def test_change(
+    api_server, namespace: str, kind: str, at_first: dict[str, Any], steps: list[tuple[Any, str | None]]
+) -> None:
     own, plural = SPECS[kind]
     manifest = laid_over(TABLE[kind]["base"], {"spec": {**own, **at_first}})
     api_server.must("create", "-n", namespace, "-f", "-", stdin=manifest)
@@ -101,7 +186,9 @@ def test_every_rule_is_refused_once() -> None:
 def test_applying_a_shorter_list_of_stages_replaces_the_default(api_server, namespace: str) -> None:
     manifest = laid_over(TABLE["TrainingRun"]["base"], {"spec": {"stages": ["ingest"]}})
     api_server.must("apply", "--server-side", "-n", namespace, "-f", "-", stdin=manifest)
-    assert api_server.must("get", "trainingrun", "case", "-n", namespace, "-o", "jsonpath={.spec.stages}") == '["ingest"]'
+    assert (
+        api_server.must("get", "trainingrun", "case", "-n", namespace, "-o", "jsonpath={.spec.stages}") == '["ingest"]'
+    )
 
 
 def test_defaults_of_the_api_server_are_those_of_the_models(api_server, namespace: str) -> None:
