@@ -5,8 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCAL := $(BIN)/python tests/cluster/local.py
 # Suites whose files run beside each other; those on the local cluster and those that do harm run alone.
-FAST := tests/crds tests/operator tests/contract tests/cli tests/chart tests/trainer
-BESIDE := $(FAST) tests/gitops tests/api_server tests/optin
+FAST := tests/crds tests/operator tests/contract tests/cli tests/trainer
+BESIDE := $(FAST) tests/chart tests/gitops tests/api_server tests/optin
 PYTEST := $(BIN)/pytest -q
 PARALLEL := -n 2 --dist loadfile
 # Threads that wait in a busy loop would take the cores that the other suite computes on.

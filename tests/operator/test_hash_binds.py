@@ -13,6 +13,8 @@ from mark_operator.settings import Settings
 from random_changes import changed_once, is_valid, random_model
 from run_builders import SETTINGS, SPECS, UID, Body, evaluating, training
 
+pytestmark = pytest.mark.slow
+
 CHANGES = 1000
 BASES = {"TrainingRun": training, "EvalRun": evaluating}
 ON_A_DATASET = training(stages=["lora", "eval"], dataset={"path": "datasets/x"})

@@ -115,6 +115,7 @@ def test_loss_and_gradient_of_each_step_are_those_of_a_plain_loop(workspace: Wor
         torch.testing.assert_close(value, plain_adapter[name], atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_accumulation_equals_a_large_batch(workspace: Workspace, tmp_path: Path) -> None:
     """Answers differ in length, so this holds only if the loss is weighted by token over the whole step."""
     small = SETTINGS.model_copy(update={"batch_size": 1, "gradient_accumulation_steps": 4})
@@ -166,6 +167,7 @@ class StopAt:
             self.stop.set()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_the_adapter_of_a_straight_one(workspace: Workspace) -> None:
     """Bit for bit, with dropout on, across an epoch's end: the digest is over the weights."""
     job = tiny_training.job_input(lora={"dropout": "0.1", "gradientAccumulationSteps": 2, "epochs": 3})
@@ -186,6 +188,7 @@ def test_an_interrupted_run_ends_with_the_adapter_of_a_straight_one(workspace: W
     assert steps == list(range(1, 13))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_that_goes_on_with_other_settings_starts_anew(
     workspace: Workspace, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -201,6 +204,7 @@ def test_a_stopped_run_that_goes_on_with_other_settings_starts_anew(
     assert "belongs to other data or settings" in caplog.text
 
 
+@pytest.mark.slow
 def test_sigterm_keeps_a_checkpoint_and_exits_with_75(workspace: Workspace, tmp_path: Path) -> None:
     job = tiny_training.job_input(lora={"epochs": 400})
     write_json(tmp_path / "job.json", job.to_dict())
@@ -277,6 +281,7 @@ def test_the_audit_leaves_model_and_random_numbers_alone(workspace: Workspace) -
     assert all(value.grad is None for value in model.parameters())
 
 
+@pytest.mark.slow
 def test_the_saved_adapter_is_the_trained_one(workspace: Workspace) -> None:
     result = lora.run(tiny_training.work_of(workspace, tiny_training.job_input()))
     saved = load_file(workspace.path(result.artifacts[0].path) / "adapter_model.safetensors")
