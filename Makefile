@@ -48,7 +48,7 @@ test-cluster: cluster-up images corpus ## whole runs on the local cluster
 test-lifecycle: setup ## the local cluster itself: start, stop, unclean stop (takes the cluster away meanwhile)
 	$(PYTEST) -m lifecycle tests/cluster
 
-test-faults: setup ## the operator killed, its answers lost, at every single write of every story (an hour)
+test-faults: setup ## the operator killed, its answers lost, at every single write of every story (long)
 	MARK_FAULTS=whole $(PYTEST) tests/faults
 
 test: verify cluster-up images corpus ## everything, with whole runs on the local cluster
