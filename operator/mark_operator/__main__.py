@@ -62,7 +62,8 @@ async def _work(settings: Settings, stop: Callable[[], object]) -> None:
         closing.push_async_callback(probes.cleanup)
         closing.callback(asyncio.create_task(health.tick()).cancel)
         authority = await _serve_progress(cluster, settings, closing)
-        lease = Lease(cluster, settings, f"{os.environ.get('POD_NAME', socket.gethostname())}_{secrets.token_hex(4)}")
+        identity = f"{os.environ.get('POD_NAME', socket.gethostname())}_{secrets.token_hex(4)}"
+        lease = Lease(cluster, Cluster.connect, settings, identity)
         health.watch_lease(lambda: lease.held)
         health.ready()
         reconciler = Reconciler(cluster, settings, _now, authority)

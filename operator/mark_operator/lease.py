@@ -1,9 +1,12 @@
 """Leader election by a Lease: one replica acts, the others stand by. What leads is cancelled as soon as the Lease is
-lost."""
+lost. It must not be late because the leader is busy: renewals have a thread and a connection of their own."""
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 from mark_operator.cluster import ApiError, Cluster
@@ -22,8 +25,11 @@ class LeaseLostError(Exception):
 class Lease:
     """One Lease object and this replica's claim on it."""
 
-    def __init__(self, cluster: Cluster, settings: Settings, identity: str) -> None:
+    def __init__(
+        self, cluster: Cluster, connect: Callable[[], Awaitable[Cluster]], settings: Settings, identity: str
+    ) -> None:
         self._cluster = cluster
+        self._connect = connect
         self._namespace = settings.operator_namespace
         self._name = settings.lease_name
         self._timings = settings.timings
@@ -34,19 +40,28 @@ class Lease:
     async def lead(self, work: Callable[[], Awaitable[None]]) -> None:
         """Wait for the Lease, then work while it is held. It is given back when the work ends, however it ends."""
         log.info("standing by as %s", self._identity)
-        while not await self._try():
+        while not await self._try(self._cluster):
             await asyncio.sleep(self._timings.renew_seconds)
         log.info("leading as %s", self._identity)
         self.held = True
         try:
-            async with asyncio.TaskGroup() as group:
-                renewing = group.create_task(self._renew())
+            async with _loop_apart() as loop, asyncio.TaskGroup() as group:
+                future = asyncio.run_coroutine_threadsafe(self._renew(), loop)
+                renewing = group.create_task(_result(future))
                 await group.create_task(_finish(work, renewing))
         finally:
             self.held = False
             await self._give_back()
 
     async def _renew(self) -> None:
+        """Renew in a loop of its own. The operator's loop hanging for good is the liveness probe's business."""
+        cluster = await self._connect()
+        try:
+            await self._renew_through(cluster)
+        finally:
+            await cluster.close()
+
+    async def _renew_through(self, cluster: Cluster) -> None:
         """Renew until that fails for too long. A margin is left: this leader has stopped before another may start."""
         loop = asyncio.get_running_loop()
         longest = self._timings.lease_seconds * 2 / 3
@@ -56,7 +71,7 @@ class Lease:
             asked = loop.time()
             try:
                 async with asyncio.timeout_at(last + longest):
-                    renewed = await self._try()
+                    renewed = await self._try(cluster)
             except TimeoutError:
                 renewed = False
             if renewed:
@@ -64,19 +79,19 @@ class Lease:
             elif loop.time() >= last + longest:
                 raise LeaseLostError(f"the Lease {self._name} could not be renewed")
 
-    async def _try(self) -> bool:
+    async def _try(self, cluster: Cluster) -> bool:
         """Take or renew the Lease; False when somebody else holds it, or nobody answers."""
         try:
-            found = await self._cluster.get("Lease", self._namespace, self._name)
+            found = await cluster.get("Lease", self._namespace, self._name)
             if found is None:
-                await self._cluster.create(self._object({}, {"leaseTransitions": 0}))
+                await cluster.create(self._object({}, {"leaseTransitions": 0}))
                 return True
             spec = found.get("spec", {})
             mine = spec.get("holderIdentity") == self._identity
             if not mine and not self._is_free(spec):
                 return False
             kept = spec if mine else {"leaseTransitions": spec.get("leaseTransitions", 0) + 1}
-            await self._cluster.replace(self._object(found["metadata"], kept))
+            await cluster.replace(self._object(found["metadata"], kept))
         except ApiError as error:
             if not error.is_transient and not error.exists_already:
                 raise
@@ -122,3 +137,27 @@ async def _finish(work: Callable[[], Awaitable[None]], renewing: asyncio.Task[No
         await work()
     finally:
         renewing.cancel()
+
+
+async def _result(future: "Future[None]") -> None:
+    await asyncio.wrap_future(future)
+
+
+@asynccontextmanager
+async def _loop_apart() -> AsyncIterator[asyncio.AbstractEventLoop]:
+    """An event loop that turns in a thread of its own; what still runs in it at the end is cancelled and waited for."""
+    begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+
+    async def turn() -> None:
+        over = asyncio.Event()
+        begun.set_result((asyncio.get_running_loop(), over))
+        await over.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(turn()), name="lease", daemon=True)
+    thread.start()
+    loop, over = begun.result()
+    try:
+        yield loop
+    finally:
+        loop.call_soon_threadsafe(over.set)
+        await asyncio.to_thread(thread.join)

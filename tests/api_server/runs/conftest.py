@@ -26,7 +26,8 @@ class Operator:
         self._kubeconfig = api_server.kubeconfig()
         self._log_path = folder / "operator.log"
         self._settings = folder / "settings.json"
-        timings = {"leaseSeconds": 3, "renewSeconds": 1, "relistSeconds": 30, "checkSeconds": 1, "firstRetrySeconds": 1}
+        timings = {"leaseSeconds": 15, "renewSeconds": 1, "relistSeconds": 30, "checkSeconds": 1, "firstRetrySeconds": 1}
+        timings |= settings.pop("timings", {})
         ports = {"healthPort": 0, "progressPort": 0}
         self._settings.write_text(json.dumps({"operatorNamespace": "default", "timings": timings, **ports, **settings}))
         self._process: subprocess.Popen[bytes] | None = None
