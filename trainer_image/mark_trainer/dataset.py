@@ -60,8 +60,11 @@ class Row(_Entry):
     id: str
     question: str
     answer: str
+    answerable: bool = True
+    """False when the document does not answer the question; the answer is then `prompts.REFUSAL`."""
     document: Document
     chunk_id: str
+    """The chunk that holds the answer; empty when there is none."""
     page: int | None = None
     span: tuple[int, int] | None = None
     topic: str = ""

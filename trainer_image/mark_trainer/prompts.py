@@ -19,6 +19,8 @@ PASSAGE_END = "\n\n"
 QUESTION_OPENING = "Question: "
 ANSWER_OPENING = "\nAnswer:"
 ANSWER_SPACE = " "
+# The answer of every row whose document does not answer its question; an evaluation takes it for abstention.
+REFUSAL = "The document does not say."
 
 SHORTEST_PASSAGE_TOKENS = 16  # what is left of a passage below this says nothing
 
