@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from mark_trainer import locks
@@ -43,7 +44,7 @@ def test_a_stale_lock_is_taken_over_and_its_old_holder_notices(
     one, two = make_work(run_uid="one"), make_work(run_uid="two")
     with hold(one, "chroma", 0) as old:
         # As if its node had been gone for a while: old, and no beat in between.
-        monkeypatch.setattr(locks, "is_stale", lambda workspace, path: True)
+        monkeypatch.setattr(locks, "is_stale", lambda workspace, path, seconds: True)
         with hold(two, "chroma", 0) as new:
             assert "taking over chroma.lock from run legal/contracts (uid one)" in capsys.readouterr().out
             old._thread.join(2)
@@ -92,4 +93,51 @@ def test_a_volume_without_hard_links_has_locks_too(make_work: MakeWork, monkeypa
         pytest.raises(Failure, match="uid one"),
         hold(make_work(run_uid="two"), "chroma", 0),
     ):
+        pass
+
+
+@pytest.fixture
+def clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Moves this process to the cluster of a name, as its operator's certificate authority tells it."""
+
+    def move(name: str) -> None:
+        path = tmp_path / f"{name}.crt"
+        path.write_text(name)
+        monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_CA_CERT", str(path))
+
+    return move
+
+
+DAY = 24 * 3600
+
+
+@pytest.mark.parametrize(
+    ("cluster", "idle_seconds", "taken"),
+    [("ours", 100, False), ("ours", 1000, True), ("theirs", 1000, False), ("theirs", DAY - 60, False), ("theirs", DAY + 60, True)],
+)
+def test_a_claim_between_stages_holds_other_clusters_for_a_day(
+    make_work: MakeWork, clusters: Callable[[str], None], cluster: str, idle_seconds: int, taken: bool
+) -> None:
+    clusters("ours")
+    one, two = make_work(run_uid="one"), make_work(run_uid="two")
+    with hold(one, "work", 0) as claim:
+        claim.keep()
+    grow_old(one, "work", idle_seconds)
+    clusters(cluster)
+    waiting = hold(two, "work", 0, stale_elsewhere_seconds=locks.STALE_CLAIM_SECONDS)
+    if taken:
+        with waiting:
+            pass
+        return
+    words = r"of another cluster; .* remove locks/work\.lock" if cluster == "theirs" else "goes on when that one ends"
+    with pytest.raises(Failure, match=words), waiting:
+        pass
+
+
+def test_its_own_next_stage_finds_its_claim_however_old(make_work: MakeWork, clusters: Callable[[str], None]) -> None:
+    clusters("ours")
+    with hold(make_work(run_uid="one"), "work", 0) as claim:
+        claim.keep()
+    grow_old(make_work(run_uid="one"), "work", 10 * DAY)
+    with hold(make_work(run_uid="one"), "work", 0, stale_elsewhere_seconds=locks.STALE_CLAIM_SECONDS):
         pass

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from mark_trainer.cores import usable_cores
 from mark_trainer.failures import BadData, Failure, UserMistake, failure_of
-from mark_trainer.locks import Lock, hold
+from mark_trainer.locks import STALE_CLAIM_SECONDS, Lock, hold
 from mark_trainer.outcome import adopt_own_result, keep_result, termination_message
 from mark_trainer.progress import SERVER_URL, Progress
 from mark_trainer.workspace import Work, Workspace
@@ -161,10 +161,11 @@ def _stop_on_signal() -> threading.Event:
 def _claim(work: Work) -> Iterator[Lock]:
     """Keep every other run from the same work, such as one of a second cluster on this workspace.
 
-    Between stages the claim stays, without a heartbeat; the run's next stage takes it over at once. A run that ends
-    here gives it back, so that the next one need not wait until it is stale.
+    Between stages the claim stays, without a heartbeat; the run's next stage takes it over at once, and another
+    cluster only after a day. A run that ends here gives it back, so that the next one need not wait until it is stale.
     """
-    with hold(work, f"work-{work.job_input.replay_key[:16]}", CLAIM_WAIT_SECONDS) as lock:
+    name = f"work-{work.job_input.replay_key[:16]}"
+    with hold(work, name, CLAIM_WAIT_SECONDS, stale_elsewhere_seconds=STALE_CLAIM_SECONDS) as lock:
         try:
             yield lock
         except (UserMistake, BadData):

@@ -1,9 +1,11 @@
 """One writer at a time on a shared volume, across Pods, nodes and clusters: a lock file with holder and heartbeat.
 
-It must not rely on clocks agreeing: ages are told by the volume's own time stamps.
+It must not rely on clocks agreeing: ages are told by the volume's own time stamps. A cluster is told by the certificate
+authority that its operator gives to every Pod.
 """
 
 import errno
+import hashlib
 import json
 import os
 import threading
@@ -18,10 +20,13 @@ from typing import Any
 from mark_crds.job_output import LOCKED
 
 from mark_trainer.failures import MachineTrouble, Stopped
+from mark_trainer.progress import SERVER_CA
 from mark_trainer.workspace import Work, Workspace, write_json
 
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 120.0
+# For a claim that stays between stages: its next stage may stand in another cluster's queue.
+STALE_CLAIM_SECONDS = 24 * 3600.0
 _LOOK_AGAIN_SECONDS = 1.0
 # What some network file systems answer; they can still create a file only if it is absent.
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
@@ -35,6 +40,7 @@ class Holder:
     name: str
     stage: str
     token: str
+    cluster: str
 
     @property
     def sentence(self) -> str:
@@ -82,8 +88,14 @@ class Lock:
 
 
 @contextmanager
-def hold(work: Work, name: str, wait_seconds: float) -> Iterator[Lock]:
-    """Hold the workspace's lock of this name; waits for another run, and takes over a lock without a heartbeat."""
+def hold(
+    work: Work, name: str, wait_seconds: float, *, stale_elsewhere_seconds: float = STALE_SECONDS
+) -> Iterator[Lock]:
+    """Hold the workspace's lock of this name; waits for another run, and takes over a lock without a heartbeat.
+
+    `stale_elsewhere_seconds` says how long a run of another cluster may go without one. Within a cluster the operator
+    sees to it that a run's Pods are gone before another run of its name starts.
+    """
     path = work.workspace.locks_folder() / f"{name.replace('/', '-')}.lock"
     token = uuid.uuid4().hex
     deadline = time.monotonic() + wait_seconds
@@ -92,15 +104,15 @@ def hold(work: Work, name: str, wait_seconds: float) -> Iterator[Lock]:
         if holder is None:
             time.sleep(_LOOK_AGAIN_SECONDS / 20)
             continue
-        if holder.run_uid == work.run_uid or is_stale(work.workspace, path):
+        elsewhere = holder.cluster != _this_cluster()
+        stale_seconds = stale_elsewhere_seconds if elsewhere else STALE_SECONDS
+        if holder.run_uid == work.run_uid or is_stale(work.workspace, path, stale_seconds):
             # A run has one Pod at a time, so a lock of its own is one that an earlier Pod left behind.
             if holder.run_uid != work.run_uid:
                 print(f"taking over {path.name} from {holder.sentence}: no sign of life", flush=True)
             _remove_of(path, holder.token)
         elif time.monotonic() > deadline:
-            raise Stopped(
-                LOCKED, f"{path.name} is held by {holder.sentence}; this run goes on when that one ends"
-            )
+            raise Stopped(LOCKED, _in_words(path, holder, elsewhere))
         else:
             work.raise_if_stopped()
             time.sleep(_LOOK_AGAIN_SECONDS)
@@ -114,19 +126,33 @@ def hold(work: Work, name: str, wait_seconds: float) -> Iterator[Lock]:
 def see_holder(path: Path) -> Holder | None:
     """Who holds the lock, or None when it is free."""
     value = _read(path)
-    return None if value is None else Holder(value["runUid"], value["name"], value["stage"], value["token"])
+    if value is None:
+        return None
+    return Holder(value["runUid"], value["name"], value["stage"], value["token"], value.get("cluster", ""))
 
 
-def is_stale(workspace: Workspace, path: Path) -> bool:
+def is_stale(workspace: Workspace, path: Path, seconds: float = STALE_SECONDS) -> bool:
     """Whether the lock's holder has shown no sign of life for too long."""
     probe = workspace.locks_folder() / f".now-{uuid.uuid4().hex}"
     probe.touch()
     try:
-        return probe.stat().st_mtime - path.stat().st_mtime > STALE_SECONDS
+        return probe.stat().st_mtime - path.stat().st_mtime > seconds
     except FileNotFoundError:
         return False
     finally:
         probe.unlink()
+
+
+def _in_words(path: Path, holder: Holder, elsewhere: bool) -> str:
+    cure = f" If it is gone for good, remove locks/{path.name} from the workspace" if elsewhere else ""
+    where = " of another cluster" if elsewhere else ""
+    return f"{path.name} is held by {holder.sentence}{where}; this run goes on when that one ends.{cure}"
+
+
+def _this_cluster() -> str:
+    """The digest of the operator's certificate authority; empty when progress is off, and then all are one cluster."""
+    path = os.environ.get(SERVER_CA)
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path and Path(path).exists() else ""
 
 
 def _take(path: Path, work: Work, token: str) -> bool:
@@ -136,6 +162,7 @@ def _take(path: Path, work: Work, token: str) -> bool:
         "name": f"{work.job_input.namespace}/{work.job_input.name}",
         "stage": work.stage,
         "token": token,
+        "cluster": _this_cluster(),
     }
     # Written beside and linked, so that nobody reads half a lock.
     written = path.with_name(f".{token}.tmp")
