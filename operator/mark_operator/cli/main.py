@@ -15,6 +15,7 @@ from mark_operator.cli.commands.models import models
 from mark_operator.cli.commands.plan import plan
 from mark_operator.cli.commands.put import put
 from mark_operator.cli.commands.report import report
+from mark_operator.cli.commands.run import run
 from mark_operator.cli.commands.settings import settings
 from mark_operator.cli.commands.status import status
 from mark_operator.cli.errors import CommandError
@@ -31,6 +32,7 @@ A run from beginning to end:
   mark confirm contracts-lora                           run exactly that
   mark status contracts-lora --watch                    follow it to the end
   mark report contracts-lora                            is the tuned model better?
+  mark run --local -f run.yaml                          or on this machine, without a cluster
 
 \b
 Exit codes:
@@ -56,7 +58,7 @@ def mark(context_: click.Context, namespace: str | None, context: str | None, ku
     context_.obj = Target(namespace=namespace, context=context, kubeconfig=kubeconfig)
 
 
-for command in (put, plan, confirm, status, logs, get, report, cancel, models, settings, freeze, unfreeze):
+for command in (put, plan, confirm, status, logs, get, report, cancel, models, run, settings, freeze, unfreeze):
     mark.add_command(command)
 
 

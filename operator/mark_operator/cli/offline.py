@@ -89,20 +89,35 @@ def read_settings_of(path: Path | None) -> Settings:
 
 def plan_offline(path: Path, run: Json, namespace: str, settings: Settings) -> Json:
     """The run with the defaults filled in and the status that its plan would have."""
+    return planned_run(render_offline(path, run, namespace, settings))
+
+
+def render_offline(path: Path, run: Json, namespace: str, settings: Settings) -> Rendering:
+    """The plan of a manifest's run, rendered with the operator's own code."""
     key = RunKey(run["kind"], namespace, run["metadata"]["name"])
     try:
-        rendering = render(_resolve(path, key, run["spec"], settings))
+        return render(_resolve(path, key, run["spec"], settings))
     except ValidationError as error:
         raise InputError(
             f"{path}: {run['kind']} {key.name} is wrong", "\n".join(spec_mistakes(error, "spec."))
         ) from error
+
+
+def planned_run(rendering: Rendering) -> Json:
+    """The rendered run as an object of the API server, with what a plan says without a cluster."""
+    key = rendering.means.key
     return {
         "apiVersion": names.API_VERSION,
-        "kind": run["kind"],
-        "metadata": {"name": key.name, "namespace": namespace},
+        "kind": key.kind,
+        "metadata": {"name": key.name, "namespace": key.namespace},
         "spec": rendering.means.spec.to_dict(),
         "status": {"plan": _plan(rendering)},
     }
+
+
+def namespace_of(run: Json, chosen: str | None) -> str:
+    """The namespace of the manifest, else the chosen one, else `default`: no kubeconfig is read without a cluster."""
+    return str(run["metadata"].get("namespace") or chosen or "default")
 
 
 def _resolve(path: Path, key: RunKey, spec: Json, settings: Settings) -> Work:

@@ -93,11 +93,11 @@ def _no_plan(run: Json, reference: RunReference) -> Exception:
 
 
 def _show_offline(file: Path, settings: Path | None, connection: Connection, output: str | None) -> None:
-    from mark_operator.cli.offline import plan_offline, read_runs, read_settings_of
+    from mark_operator.cli.offline import namespace_of, plan_offline, read_runs, read_settings_of
 
     chosen = read_settings_of(settings)
     runs = read_runs(file)
-    planned = [plan_offline(file, run, _namespace(run, connection), chosen) for run in runs]
+    planned = [plan_offline(file, run, namespace_of(run, connection.target.namespace), chosen) for run in runs]
     if output:
         plans = [run["status"]["plan"] for run in planned]
         print_data(plans[0] if len(plans) == 1 else plans, output)
@@ -109,8 +109,3 @@ def _show_offline(file: Path, settings: Path | None, connection: Connection, out
                 run, pinned=f"The hash holds for the namespace {run['metadata']['namespace']} and {source}."
             )
         )
-
-
-def _namespace(run: Json, connection: Connection) -> str:
-    """The namespace of the manifest, else of the option, else `default`: no kubeconfig is read for an offline plan."""
-    return str(run["metadata"].get("namespace") or connection.target.namespace or "default")

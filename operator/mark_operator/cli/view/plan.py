@@ -46,6 +46,11 @@ def offline_plan_view(run: Json, *, pinned: str) -> RenderableType:
     )  # fmt: skip
 
 
+def local_plan_view(run: Json, checks: list[Json], *, ending: list[str]) -> RenderableType:
+    """A plan of this machine: rendered without a cluster, with what was checked here."""
+    return Group(*_parts(run, "on this machine", checks_view(checks)), "", *ending)
+
+
 def _unpinned(plan: Json) -> Iterator[RenderableType]:
     """The fields whose content the hash does not bind."""
     fields = plan.get("unpinned", [])

@@ -1,0 +1,1 @@
+"""Runs on one machine: the operator's own plan, its two steps, and the trainer as a child process."""

@@ -1,0 +1,90 @@
+"""`mark run --local` with the real trainer, from PDF files to a report on a tiny model; and that nothing of it speaks to a network."""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from local_run import local_run, write_local_run
+from mark_operator.cli.local.progress_lines import Told, read_line
+from mark_trainer.progress import Progress
+from network_namespace import NO_ROUTE, WIRE, needs_namespaces, run_in_network
+
+
+def test_the_bars_read_what_the_trainer_prints() -> None:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        progress = Progress("dataPrep")
+        progress.report(0, 40)
+        progress._last_line = 0.0
+        time.sleep(0.01)
+        progress.report(10, 40, loss=2.125, tokensPerSecond=12345.6)
+        progress.report(40, 40)
+    lines = [read_line(line) for line in printed.getvalue().splitlines()]
+    assert lines[0] == Told("dataPrep", 0, 40, "")
+    assert lines[1] is not None
+    assert (lines[1].step, lines[1].rest) == (10, "loss 2.125  tokensPerSecond 1.235e+04  about 1 s left")
+    assert lines[-1] == Told("dataPrep", 40, 40, "")
+
+
+@pytest.mark.slow
+def test_from_documents_to_a_report_stage_by_stage(tmp_path: Path) -> None:
+    workspace = write_local_run(tmp_path)
+    for stage in ("ingest", "data_prep", "lora", "eval"):
+        for words in ((), ("--confirm",)):
+            done = subprocess.run(
+                local_run("--stage", stage, *words),
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                timeout=500,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+    (report,) = (workspace / "reports").glob("eval_contracts-lora_*.json")
+    assert set(json.loads(report.read_text())["scores"]) == {"base", "tuned"}
+    assert f"report: {report}" in done.stderr
+    again = subprocess.run(
+        local_run("--stage", "lora", "--confirm"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert (again.returncode, "finished this work" in again.stdout) == (0, True), again.stdout + again.stderr
+
+
+@pytest.mark.slow
+@needs_namespaces
+@pytest.mark.parametrize("network", [NO_ROUTE, WIRE], ids=["no route, loopback down", "a wire that leads nowhere"])
+def test_all_stages_run_without_a_network_and_try_none(tmp_path: Path, network: str) -> None:
+    write_local_run(tmp_path)
+    plan = run_in_network(network, local_run(), tmp_path)
+    assert plan.code == 0, plan.output
+    heard = run_in_network(network, local_run("--confirm"), tmp_path)
+    assert heard.code == 0, heard.output
+    assert "nats" in heard.output or "Measured" in heard.output or "eval:" in heard.output
+    assert (heard.packets, heard.attempts) == (0, "")
+
+
+@needs_namespaces
+def test_an_attempt_of_python_code_is_heard_with_and_without_a_route(tmp_path: Path) -> None:
+    knock = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'knock', ('192.0.2.7', 9))"
+    on_wire = run_in_network(WIRE, [sys.executable, "-c", knock], tmp_path)
+    assert on_wire.packets > 0
+    assert "socket.sendto [('192.0.2.7', 9)]" in on_wire.attempts
+    nowhere = run_in_network(NO_ROUTE, [sys.executable, "-c", knock], tmp_path)
+    assert nowhere.code != 0
+    assert "socket.sendto" in nowhere.attempts
+
+
+@needs_namespaces
+def test_an_attempt_of_native_code_is_heard_by_the_wire(tmp_path: Path) -> None:
+    heard = run_in_network(WIRE, ["bash", "-c", "echo knock > /dev/udp/192.0.2.7/9"], tmp_path)
+    assert heard.packets > 0
+    assert heard.attempts == ""
