@@ -10,6 +10,8 @@ RUN_UID_LABEL = f"{GROUP}/run-uid"
 KIND_LABEL = f"{GROUP}/kind"
 STAGE_LABEL = f"{GROUP}/stage"
 ATTEMPT_LABEL = f"{GROUP}/attempt"
+CHECKPOINT_STEP_ANNOTATION = f"{GROUP}/last-checkpoint-step"
+CHECKPOINT_TIME_ANNOTATION = f"{GROUP}/last-checkpoint-time"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 # The verb that the optional ValidatingAdmissionPolicy asks for.

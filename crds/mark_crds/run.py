@@ -80,6 +80,10 @@ class RunSpec(Model):
     """Seconds that a Pod has to save a checkpoint when it is stopped."""
     active_deadline_seconds: Annotated[int, Field(ge=60, le=31536000)] = 86400
     """Seconds that one Job may run."""
+    pending_deadline_seconds: Annotated[int, Field(ge=0, le=31536000)] = 3600
+    """Seconds until all Pods of a Job must run, from its start or its admission by a queue; then the attempt gives back what it holds and counts as failed. 0 sets no limit."""
+    queue_deadline_seconds: Annotated[int, Field(ge=0, le=31536000)] = 0
+    """Seconds that a Job may wait for its queue's admission; then the run fails. 0, the default, sets no limit."""
     max_attempts: Annotated[int, Field(ge=1, le=20)] = 3
     """Attempts of each stage when the machine fails; a mistake in the spec or the data is never tried again."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31536000)] | None = None
@@ -229,6 +233,17 @@ class Progress(Model):
     """When the trainer said so."""
 
 
+class LastCheckpoint(Model):
+    """The newest checkpoint, as the trainer last said: what a stop does not cost."""
+
+    stage: Word
+    """The stage that keeps it."""
+    step: int
+    """Steps that it holds."""
+    time: Time
+    """When it was kept."""
+
+
 class Confirmation(Model):
     """Which plan was confirmed."""
 
@@ -259,7 +274,7 @@ class RunStatus(Model):
     """What the operator knows of a run. Written by the operator alone."""
 
     conditions: Annotated[tuple[Condition, ...], Field(max_length=8)] = ()
-    """Planned, Confirmed, Progressing, Succeeded, Ready, Stalled."""
+    """Planned, Confirmed, Progressing, Succeeded, Ready, Stalled; with a queue also Admitted."""
     observed_generation: int | None = None
     """The generation of the spec that this status was made from."""
     state: State | None = None
@@ -278,6 +293,8 @@ class RunStatus(Model):
     """How far each stage has come."""
     progress: Progress | None = None
     """How far the running stage has come."""
+    last_checkpoint: LastCheckpoint | None = None
+    """The newest checkpoint; also on the stage's Job, as annotations, for schedulers."""
     result: RunResult | None = None
     """What came out."""
 

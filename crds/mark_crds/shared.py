@@ -142,7 +142,7 @@ class Condition(Model):
     """One condition in the standard shape of Kubernetes."""
 
     type: Annotated[str, StringConstraints(max_length=64)]
-    """Planned, Confirmed, Progressing, Succeeded, Ready or Stalled."""
+    """Planned, Confirmed, Admitted, Progressing, Succeeded, Ready or Stalled."""
     status: Literal["True", "False", "Unknown"]
     """Whether the condition holds."""
     reason: Word

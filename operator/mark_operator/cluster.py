@@ -167,6 +167,16 @@ class Cluster:
         path = RESOURCES[body["kind"]].path(metadata["namespace"], metadata["name"])
         return await self._call("PATCH", path, {"fieldManager": manager, "force": "true"}, body, APPLY)
 
+    async def annotate(self, kind: str, namespace: str, name: str, uid: str, annotations: dict[str, str]) -> None:
+        """Set annotations of this very object. Gone, or another one by now, is fine."""
+        body = {"metadata": {"uid": uid, "annotations": annotations}}
+        try:
+            path = RESOURCES[kind].path(namespace, name)
+            await self._call("PATCH", path, {"fieldManager": PROGRESS_MANAGER}, body, MERGE)
+        except ApiError as error:
+            if not (error.missing or error.reason == "Conflict"):
+                raise
+
     async def set_suspend(self, namespace: str, job: str, suspend: bool) -> None:
         """Change `suspend` of a Job and nothing else."""
         body = {"spec": {"suspend": suspend}}

@@ -1,8 +1,8 @@
 """From a raw Job and its Pods to what they mean: waiting and why, running, done with a result, or ended without one."""
 
 import re
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from mark_crds import names
 from mark_crds.job_output import LOCKED, ExitCode, Result
@@ -15,14 +15,33 @@ from mark_operator.seen import Body
 # A stage is done only when it says what it published.
 REQUIRED_ARTIFACTS = {"ingest": "collection", "dataPrep": "dataset", "lora": "adapter", "eval": "report"}
 FINAL_CODES = {ExitCode.USER_MISTAKE: "UserMistake", ExitCode.BAD_DATA: "BadData"}
+# What the kubelet says of an image that it cannot get.
+IMAGE_TROUBLE = frozenset(
+    {
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "ErrImageNeverPull",
+        "InvalidImageName",
+        "ImageInspectError",
+        "RegistryUnavailable",
+    }
+)
+MORE_MEMORY = "Raise spec.cpuResources.memory"
+SMALLER_BATCHES = (
+    "Lower batchSize, raise gradientAccumulationSteps by as much (spec.lora), or raise spec.resources.memory"
+)
 LAST_WORDS = 500
+
+
+Cause = Literal["Unschedulable", "ImageNotPulled", "PodNotCreated", "PendingTooLong"]
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """No container runs yet."""
+    """Not all Pods run yet. The cause is what to blame if that lasts too long."""
 
     detail: str
+    cause: Cause = "PendingTooLong"
 
 
 @dataclass(frozen=True)
@@ -32,7 +51,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Running:
-    """At least one container runs."""
+    """Every Pod runs, or did and the end is near."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +93,7 @@ def read_job(job: Body, pods: tuple[Body, ...]) -> Fact:
         return Stopping()
     if job["spec"].get("suspend"):
         return Held() if not any(pod_is_live(pod) for pod in mine) else Stopping()
-    return _active(mine)
+    return _active(mine, int(job["spec"]["parallelism"]))
 
 
 def is_finished(job: Body) -> bool:
@@ -104,23 +123,32 @@ def _terminated(pod: Body) -> Body:
     return found
 
 
-def _active(pods: list[Body]) -> Fact:
-    if any("running" in _trainer(pod).get("state", {}) for pod in pods):
-        return Running()
+def _active(pods: list[Body], wanted: int) -> Fact:
+    running = sum("running" in _trainer(pod).get("state", {}) for pod in pods)
     if any(_terminated(pod) or not pod_is_live(pod) for pod in pods):
-        return Stopping()
-    reasons = [_why_waiting(pod) for pod in pods]
-    return Waiting(next((reason for reason in reasons if reason), "its Pod is being created"))
+        return Running() if running else Stopping()
+    if running >= wanted:
+        return Running()
+    waits = [wait for pod in pods if (wait := _why_waiting(pod)) is not None]
+    missing = Waiting("its Pod is being created" if wanted == 1 else "its Pods are being created", "PodNotCreated")
+    first = waits[0] if waits else missing if len(pods) < wanted else Waiting("the containers are being created")
+    return replace(first, detail=f"{running} of {wanted} Pods run; {first.detail}") if running else first
 
 
-def _why_waiting(pod: Body) -> str:
-    waiting = _trainer(pod).get("state", {}).get("waiting", {})
+def _why_waiting(pod: Body) -> Waiting | None:
+    """Why this Pod does not run, as far as anybody has said."""
+    state = _trainer(pod).get("state", {})
+    waiting = state.get("waiting", {})
     if waiting.get("reason") and waiting["reason"] != "ContainerCreating":
-        return f"{waiting['reason']}: {waiting.get('message', 'no details')}"
+        cause: Cause = "ImageNotPulled" if waiting["reason"] in IMAGE_TROUBLE else "PendingTooLong"
+        return Waiting(f"{waiting['reason']}: {waiting.get('message', 'no details')}", cause)
     for condition in pod.get("status", {}).get("conditions", ()):
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return f"{condition.get('reason', 'Unschedulable')}: {condition.get('message', 'no details')}"
-    return "the container is being created" if pod.get("spec", {}).get("nodeName") else ""
+            reason = condition.get("reason", "Unschedulable")
+            cause = "Unschedulable" if reason == "Unschedulable" else "PendingTooLong"
+            return Waiting(f"{reason}: {condition.get('message', 'no details')}", cause)
+    creating = "running" not in state and pod.get("spec", {}).get("nodeName")
+    return Waiting("the container is being created") if creating else None
 
 
 def _completed(job: Body, pods: list[Body]) -> Fact:
@@ -186,8 +214,8 @@ def _read_failure(pod: Body, job: Body) -> Ended:
         return _stopped(result, facts)
     if terminated.get("reason") == "OOMKilled":
         stage = job["metadata"]["labels"][names.STAGE_LABEL]
-        field = "spec.cpuResources.memory" if stage in CPU_STAGES else "spec.resources.memory"
-        return Ended(note("OutOfMemory", container=names.TRAINER_CONTAINER, field=field), **facts)
+        cure = MORE_MEMORY if stage in CPU_STAGES else SMALLER_BATCHES
+        return Ended(note("OutOfMemory", container=names.TRAINER_CONTAINER, cure=cure), **facts)
     why = Note(result.reason, result.message) if result else _nameless("ContainerFailed", name, code)
     return Ended(why, last_words=_last_words(result, message), **facts)
 

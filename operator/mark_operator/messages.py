@@ -41,6 +41,9 @@ SENTENCES = {
     "Stopping": "Stage {stage}, attempt {attempt}: the Pods of Job {job} are ending",
     "StageDone": "Stage {stage} is done; the next one follows",
     "Queued": "Job {job} of stage {stage} waits for admission by queue {queue}",
+    "Admitted": "Queue {queue} admitted Job {job}",
+    "Evicted": "Queue {queue} took back the admission of Job {job}, so its Pods were stopped and it waits to be "
+    "admitted again. It goes on from its last checkpoint, and nothing counts against spec.maxAttempts",
     "HeldByOther": "Job {job} of stage {stage} was suspended by another controller; if that is a queue, name it in "
     "spec.queueName",
     "Suspended": "spec.suspend is true, so no Pod runs; set it to false to go on with stage {stage}",
@@ -64,8 +67,20 @@ SENTENCES = {
     "who stops its Pods, then create a new run",
     # Ends of an attempt
     "DeadlineExceeded": "Job {job} ran longer than spec.activeDeadlineSeconds. Raise it in a new run",
-    "OutOfMemory": "Container {container} needed more memory than its limit. Raise {field}, or lower "
-    "lora.batchSize or lora.maxLength, in a new run",
+    "OutOfMemory": "Container {container} needed more memory than its limit. {cure}, in a new run",
+    "Unschedulable": "Not all Pods of Job {job} ran within {seconds} s (spec.pendingDeadlineSeconds), so the attempt "
+    "gave back what it held: no node has room for a Pod with {needs} ({detail}). Free nodes, or ask for less in "
+    "a new run",
+    "ImageNotPulled": "Not all Pods of Job {job} ran within {seconds} s (spec.pendingDeadlineSeconds), so the attempt "
+    "gave back what it held: image {image} cannot be pulled ({detail}). Push it, or correct the image or "
+    "its pull Secret",
+    "PodNotCreated": "Not all Pods of Job {job} ran within {seconds} s (spec.pendingDeadlineSeconds), so the attempt "
+    "gave back what it held: its Pods could not be created, most often for want of quota. See `kubectl get events "
+    "--field-selector involvedObject.name={job}` and `kubectl get resourcequota`",
+    "PendingTooLong": "Not all Pods of Job {job} ran within {seconds} s (spec.pendingDeadlineSeconds), so the attempt "
+    "gave back what it held: {detail}",
+    "QueueTooLong": "Job {job} was not admitted by queue {queue} within {seconds} s (spec.queueDeadlineSeconds), so it "
+    "left the queue. Raise the quota or the limit, or choose another queue, in a new run",
     "HeldByOtherRun": "Another run holds what this one needs: {problem}. It is asked again by itself, which does not "
     "count against spec.maxAttempts",
     "Disrupted": "Pod {pod} was taken away by the cluster ({detail}). This does not count against spec.maxAttempts",

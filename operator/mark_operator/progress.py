@@ -1,9 +1,13 @@
-"""From a post in Kubeflow Trainer's progress protocol to a run's progress. Pure."""
+"""From a post in Kubeflow Trainer's progress protocol to a run's progress, checkpoint and metrics. Pure."""
 
 import math
+from datetime import datetime, timedelta
 from typing import Any
 
-from mark_crds.run import Progress
+from mark_crds.run import LastCheckpoint, Progress
+
+from mark_operator import clock
+from mark_operator.metrics import Told, is_name
 
 TEXT_LIMIT = 24
 # What transformers' own callback calls a number, beside what our trainer calls it.
@@ -13,7 +17,14 @@ SPELLINGS = {
     "epoch": ("epoch", "current_epoch"),
     "loss": ("loss",),
     "tokens_per_second": ("tokensPerSecond", "tokens_per_second"),
+    "checkpoint_step": ("checkpointStep",),
+    "checkpoint_age": ("checkpointAgeSeconds",),
 }
+# They say where a stage stands; a curve of them tells nothing.
+COUNTERS = frozenset(
+    name for field in ("step", "steps", "epoch", "checkpoint_step", "checkpoint_age") for name in SPELLINGS[field]
+)
+LONGEST_AGE_SECONDS = 10 * 365 * 86400
 
 
 class MalformedPostError(Exception):
@@ -22,10 +33,8 @@ class MalformedPostError(Exception):
 
 def read_post(post: Any, stage: str, now: str) -> Progress:
     """The progress that a post tells; our own clock dates it, because a node's may be wrong."""
-    status = post.get("trainerStatus") if isinstance(post, dict) else None
-    if not isinstance(status, dict):
-        raise MalformedPostError("the body must be {trainerStatus: {...}}")
-    metrics = _metrics(status.get("metrics", []))
+    status = _status(post)
+    metrics = _metrics(status)
     step, steps = _whole(_pick(metrics, "step")), _whole(_pick(metrics, "steps"))
     return Progress(
         stage=stage,
@@ -40,7 +49,34 @@ def read_post(post: Any, stage: str, now: str) -> Progress:
     )
 
 
-def _metrics(items: Any) -> dict[str, Any]:
+def read_checkpoint(post: Any, stage: str, now: datetime) -> LastCheckpoint | None:
+    """The newest checkpoint that a post tells of. The trainer says how old it is, so that its clock does not matter."""
+    metrics = _metrics(_status(post))
+    step, age = _whole(_pick(metrics, "checkpoint_step")), _whole(_pick(metrics, "checkpoint_age"))
+    if step is None or age is None or age > LONGEST_AGE_SECONDS:
+        return None
+    return LastCheckpoint(stage=stage, step=step, time=clock.text_of(now - timedelta(seconds=age)))
+
+
+def read_told(post: Any, stage: str, now: datetime) -> tuple[Told, ...]:
+    """The numbers of a post that make curves. Without a step there is nothing to draw them over."""
+    metrics = _metrics(_status(post))
+    step, at = _whole(_pick(metrics, "step")), int(now.timestamp())
+    if step is None:
+        return ()
+    numbers = ((name, _text(value)) for name, value in metrics.items() if name not in COUNTERS and is_name(name))
+    return tuple(Told(stage, name, step, at, value) for name, value in numbers if value is not None)
+
+
+def _status(post: Any) -> dict[str, Any]:
+    status = post.get("trainerStatus") if isinstance(post, dict) else None
+    if not isinstance(status, dict):
+        raise MalformedPostError("the body must be {trainerStatus: {...}}")
+    return status
+
+
+def _metrics(status: dict[str, Any]) -> dict[str, Any]:
+    items = status.get("metrics", [])
     if not isinstance(items, list):
         raise MalformedPostError("trainerStatus.metrics must be a list of {name, value}")
     return {str(item.get("name")): item.get("value") for item in items if isinstance(item, dict)}

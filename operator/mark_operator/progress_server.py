@@ -1,4 +1,4 @@
-"""Takes progress from trainers over HTTPS and writes it into the status of their runs.
+"""Takes progress from trainers over HTTPS and writes it into the status and the metrics of their runs.
 It believes no post whose Pod does not live and belong to the run."""
 
 import asyncio
@@ -7,21 +7,23 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from aiohttp import web
 from mark_crds import names
-from mark_crds.run import Progress
+from mark_crds.run import LastCheckpoint, Progress
 
 from mark_operator import clock
 from mark_operator.certificates import ServerContext
 from mark_operator.cluster import PROGRESS_MANAGER, ApiError, Cluster
 from mark_operator.job_facts import pod_is_live
-from mark_operator.progress import MalformedPostError, read_post
+from mark_operator.metrics import Told, config_map, extended, read_metrics
+from mark_operator.progress import MalformedPostError, read_checkpoint, read_post, read_told
 from mark_operator.run.means import progress_audience
-from mark_operator.seen import Body, RunKey
+from mark_operator.run.view import status_of
+from mark_operator.seen import Body, RunKey, owned_by
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,7 @@ LARGEST_POST_BYTES = 64 * 1024
 BELIEVED_SECONDS = 15.0
 POSTS_PER_MINUTE = 60
 REMEMBERED = 10_000
+MOST_NEWS = 2_000
 KINDS = {plural: kind for kind, plural in names.PLURALS.items() if kind in names.KIND_LETTERS}
 POD_NAME = "authentication.kubernetes.io/pod-name"
 POD_UID = "authentication.kubernetes.io/pod-uid"
@@ -39,10 +42,28 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Poster:
-    """A Pod that was believed: the stage it works on, and until when that need not be asked again."""
+    """A Pod that was believed: whose it is, the stage it works on, and until when that need not be asked again."""
 
     stage: str
+    run_uid: str
+    job: tuple[str, str] | None
+    """Name and uid of the Pod's Job."""
+    checkpoint: LastCheckpoint | None
+    """What the run's status said of its checkpoint: a post that tells of none leaves it."""
     until: float
+
+
+@dataclass
+class Telling:
+    """What one run told and nobody wrote yet, and when the next write is due."""
+
+    progress: Progress | None = None
+    checkpoint: LastCheckpoint | None = None
+    news: list[Told] = field(default_factory=list)
+    due: float = float("-inf")
+    ended: str = ""
+    annotated: LastCheckpoint | None = None
+    task: asyncio.Task[None] | None = None
 
 
 class ProgressServer:
@@ -54,9 +75,7 @@ class ProgressServer:
         self._pause = pause_seconds
         self._posters: dict[str, Poster] = {}
         self._posts: dict[str, list[float]] = {}
-        self._written: dict[RunKey, float] = {}
-        self._pending: dict[RunKey, Progress] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tellings: dict[str, Telling] = {}
 
     async def serve(self, port: int, tls: ServerContext) -> web.AppRunner:
         """Start the server; the caller cleans it up."""
@@ -81,7 +100,7 @@ class ProgressServer:
             if poster is None or poster.until < time.monotonic():
                 poster = await self._believe(key, token)
                 _remember(self._posters, fingerprint, poster)
-            await self._take(key, read_post(json.loads(await request.read()), poster.stage, clock.text_of(self._now())))
+            await self._take(key, poster, json.loads(await request.read()))
         except (MalformedPostError, ValueError) as error:
             raise web.HTTPBadRequest(text=f"{error}\n") from error
         except ApiError as error:
@@ -111,41 +130,113 @@ class ProgressServer:
         )
         if pod is None or run is None or pod["metadata"]["uid"] != extra.get(POD_UID) or not _belongs(pod, key, run):
             raise web.HTTPForbidden(text="the Pod does not belong to this run, or has ended\n")
-        return Poster(pod["metadata"]["labels"][names.STAGE_LABEL], time.monotonic() + BELIEVED_SECONDS)
+        return Poster(
+            stage=pod["metadata"]["labels"][names.STAGE_LABEL],
+            run_uid=run["metadata"]["uid"],
+            job=_job_of(pod),
+            checkpoint=status_of(run).last_checkpoint,
+            until=time.monotonic() + BELIEVED_SECONDS,
+        )
 
-    async def _take(self, key: RunKey, progress: Progress) -> None:
-        """Write at once if the last write is long ago, or if this is the end;
-        else a little later, and only the newest."""
-        wait = self._written.get(key, float("-inf")) + self._pause - time.monotonic()
-        if wait <= 0 or progress.percent == 100:
-            self._pending.pop(key, None)
-            await self._write(key, progress)
-            return
-        if key not in self._pending:
-            task = asyncio.create_task(self._write_later(key, wait))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        self._pending[key] = progress
+    async def _take(self, key: RunKey, poster: Poster, post: Any) -> None:
+        """Write at once if the last write is long ago, or if this is a stage's end; else a little later."""
+        now = self._now()
+        progress = read_post(post, poster.stage, clock.text_of(now))
+        telling = self._tellings.get(poster.run_uid) or Telling()
+        _remember(self._tellings, poster.run_uid, telling)
+        telling.progress = progress
+        telling.checkpoint = _newer(telling.checkpoint or poster.checkpoint, read_checkpoint(post, poster.stage, now))
+        telling.news = [*telling.news, *read_told(post, poster.stage, now)][-MOST_NEWS:]
+        ends = progress.percent == 100 and telling.ended != poster.stage
+        if ends or telling.due <= time.monotonic():
+            await self._write(key, poster, telling, at_once=ends)
+        else:
+            self._write_later(key, poster, telling)
 
-    async def _write_later(self, key: RunKey, wait: float) -> None:
-        await asyncio.sleep(wait)
-        progress = self._pending.pop(key, None)
-        if progress is None:
-            return
+    def _write_later(self, key: RunKey, poster: Poster, telling: Telling) -> None:
+        if telling.task is None or telling.task.done():
+            telling.task = asyncio.create_task(self._write_when_due(key, poster, telling))
+
+    async def _write_when_due(self, key: RunKey, poster: Poster, telling: Telling) -> None:
         try:
-            await self._write(key, progress)
+            while telling.progress is not None:
+                await asyncio.sleep(max(0.0, telling.due - time.monotonic()))
+                if telling.progress is not None:
+                    await self._write(key, poster, telling)
         except ApiError as error:
             log.warning("progress was not written: %s", error, extra={"run": str(key)})
 
-    async def _write(self, key: RunKey, progress: Progress) -> None:
-        _remember(self._written, key, time.monotonic())
+    async def _write(self, key: RunKey, poster: Poster, telling: Telling, *, at_once: bool = False) -> None:
+        """Write what waits: first the metrics, whose object also tells whether another replica wrote just now."""
+        telling.due = time.monotonic() + self._pause
+        if not await self._write_metrics(key, poster, telling, at_once):
+            self._write_later(key, poster, telling)
+            return
+        progress, telling.progress = telling.progress, None
+        if progress is None:
+            return
+        told = {"progress": progress, "lastCheckpoint": telling.checkpoint}
+        try:
+            await self._write_status(key, {name: value.to_dict() for name, value in told.items() if value is not None})
+            await self._annotate(key, poster, telling)
+        except ApiError:
+            telling.progress = telling.progress or progress
+            raise
+        telling.ended = progress.stage if progress.percent == 100 else ""
+
+    async def _write_metrics(self, key: RunKey, poster: Poster, telling: Telling, at_once: bool) -> bool:
+        """Add the news to the run's metrics; False when another replica wrote just now, so that all waits its turn."""
+        found = await self._cluster.get("ConfigMap", key.namespace, names.metrics_name(key.kind, key.name))
+        if found is not None and not owned_by(found, poster.run_uid):
+            return True  # An earlier run's, which is about to go, or somebody else's, which is left alone.
+        old = read_metrics(found) if found else None
+        age = clock.seconds_since(old.updated, self._now()) if old else self._pause
+        if not at_once and 0 <= age < self._pause - 1:
+            telling.due = time.monotonic() + self._pause - age
+            return False
+        if old is not None and telling.progress is not None and old.updated > telling.progress.updated:
+            telling.progress = None  # The other replica has written a newer one.
+        news, telling.news = telling.news, []
+        version = found["metadata"]["resourceVersion"] if found else None
+        body = config_map(key, poster.run_uid, extended(old, news, clock.text_of(self._now())), version)
+        try:
+            await self._cluster.apply(body, PROGRESS_MANAGER)
+        except ApiError as error:
+            telling.news = [*news, *telling.news]
+            if error.reason != "Conflict":
+                raise
+            return False
+        return True
+
+    async def _write_status(self, key: RunKey, status: Body) -> None:
         body = {
             "apiVersion": names.API_VERSION,
             "kind": key.kind,
             "metadata": {"name": key.name, "namespace": key.namespace},
-            "status": {"progress": progress.to_dict()},
+            "status": status,
         }
         await self._cluster.apply_status(body, PROGRESS_MANAGER)
+
+    async def _annotate(self, key: RunKey, poster: Poster, telling: Telling) -> None:
+        """Tell schedulers, on the Job that they look at, what stopping it now would cost."""
+        kept = telling.checkpoint
+        if kept is None or kept == telling.annotated or kept.stage != poster.stage or poster.job is None:
+            return
+        name, uid = poster.job
+        said = {names.CHECKPOINT_STEP_ANNOTATION: str(kept.step), names.CHECKPOINT_TIME_ANNOTATION: kept.time}
+        await self._cluster.annotate("Job", key.namespace, name, uid, said)
+        telling.annotated = kept
+
+
+def _newer(known: LastCheckpoint | None, told: LastCheckpoint | None) -> LastCheckpoint | None:
+    """A checkpoint that is told of again keeps its time: posts take a moment, now more, now less."""
+    again = known is not None and told is not None and (known.stage, known.step) == (told.stage, told.step)
+    return known if again or told is None else told
+
+
+def _job_of(pod: Body) -> tuple[str, str] | None:
+    owners = pod["metadata"].get("ownerReferences", ())
+    return next(((owner["name"], owner["uid"]) for owner in owners if owner["kind"] == "Job"), None)
 
 
 def _belongs(pod: Body, key: RunKey, run: Body) -> bool:

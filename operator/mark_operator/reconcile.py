@@ -24,6 +24,9 @@ from mark_operator.settings import Settings
 
 log = logging.getLogger(__name__)
 
+# Fields of the status that the progress server writes.
+TOLD_BY_TRAINERS = ("progress", "lastCheckpoint")
+
 
 class Reconciler:
     """Brings one run at a time a step further."""
@@ -168,7 +171,7 @@ class Reconciler:
                 "namespace": seen.key.namespace,
                 "resourceVersion": metadata["resourceVersion"],
             },
-            "status": {field: value for field, value in status.to_dict().items() if field != "progress"},
+            "status": {field: value for field, value in status.to_dict().items() if field not in TOLD_BY_TRAINERS},
         }
         await self._cluster.apply_status(body)
         for event in rules.events(old, status):

@@ -25,7 +25,7 @@ FOR_RUNS = {
     (GROUP, "models", ""): READ | {"create"},
     ("batch", "jobs", ""): READ | {"create", "patch", "delete"},
     ("", "pods", ""): READ | {"create"},
-    ("", "configmaps", ""): {"get", "create"},
+    ("", "configmaps", ""): {"get", "create", "patch"},
     ("", "services", ""): {"get", "create"},
     ("", "events", ""): {"create"},
     ("", "persistentvolumeclaims", ""): {"get"},

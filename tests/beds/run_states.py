@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+from mark_crds.run import RunStatus
 from mark_operator.planning import plan
 from mark_operator.run.decide import decide
 from mark_operator.run.view import View
@@ -47,6 +48,7 @@ class Life:
         self.jobs: dict[str, Body] = {}
         self.pods: dict[str, Body] = {}
         self.now = NOON
+        self.written: list[RunStatus] = []
 
     def change(self, **spec: Any) -> "Life":
         self._spec = {**self._spec, **spec}
@@ -98,6 +100,7 @@ class Life:
             self.pods.pop(suspension.job, None)
         if decision.status is not None:
             self.run["status"] = decision.status.to_dict()
+            self.written.append(decision.status)
 
     def _create(self, body: Body) -> None:
         name = body["metadata"]["name"]

@@ -19,19 +19,35 @@ def read(job: Body, *pods: Body) -> Fact:
 
 
 def test_a_new_job_waits() -> None:
-    assert read(job_with(LORA)) == Waiting("its Pod is being created")
+    assert read(job_with(LORA)) == Waiting("its Pod is being created", "PodNotCreated")
 
 
 @pytest.mark.parametrize(
-    ("state", "conditions", "words"),
+    ("state", "conditions", "wait"),
     [
-        ({"waiting": {"reason": "ErrImageNeverPull", "message": "not here"}}, (), "ErrImageNeverPull: not here"),
-        ({"waiting": {"reason": "ContainerCreating"}}, (), "the container is being created"),
-        ({}, (UNSCHEDULABLE,), "Unschedulable: no GPU left"),
+        ({"waiting": {"reason": "ErrImageNeverPull", "message": "x"}}, (), ("ErrImageNeverPull: x", "ImageNotPulled")),
+        ({"waiting": {"reason": "ImagePullBackOff", "message": "x"}}, (), ("ImagePullBackOff: x", "ImageNotPulled")),
+        ({"waiting": {"reason": "CreateContainerConfigError", "message": "x"}}, (), ("CreateContainerConfigError: x", "PendingTooLong")),
+        ({"waiting": {"reason": "ContainerCreating"}}, (), ("the container is being created", "PendingTooLong")),
+        ({}, (UNSCHEDULABLE,), ("Unschedulable: no GPU left", "Unschedulable")),
+        ({}, ({**UNSCHEDULABLE, "reason": "SchedulingGated", "message": "x"},), ("SchedulingGated: x", "PendingTooLong")),
     ],
-)
-def test_why_a_pod_waits(state: Body, conditions: tuple[Body, ...], words: str) -> None:
-    assert read(job_with(LORA), pod_with(LORA, state, "Pending", conditions=conditions)) == Waiting(words)
+)  # fmt: skip
+def test_why_a_pod_waits(state: Body, conditions: tuple[Body, ...], wait: tuple[str, Any]) -> None:
+    assert read(job_with(LORA), pod_with(LORA, state, "Pending", conditions=conditions)) == Waiting(*wait)
+
+
+RANKS = bind(rendering_of(training(resources={"nodes": 3})).jobs[2], kind=KEY.kind, uid=UID, attempt=1)
+
+
+def test_ranks_run_when_all_of_them_do() -> None:
+    first, second, third = (pod_with(RANKS, {"running": {}}, index=index) for index in range(3))
+    pending = pod_with(RANKS, {}, "Pending", index=2, conditions=(UNSCHEDULABLE,))
+    job = job_with(RANKS)
+    assert read(job, first, second, pending) == Waiting("2 of 3 Pods run; Unschedulable: no GPU left", "Unschedulable")
+    assert read(job, first, second) == Waiting("2 of 3 Pods run; its Pods are being created", "PodNotCreated")
+    assert read(job, first, second, third) == Running()
+    assert read(job, first, second, pod_with(RANKS, terminated(70), "Failed", index=2)) == Running()
 
 
 def test_running_needs_a_running_trainer() -> None:
@@ -50,7 +66,7 @@ def test_a_suspended_job_is_held_only_when_no_pod_works() -> None:
 
 
 def test_pods_of_another_job_say_nothing() -> None:
-    assert read(job_with(LORA), pod_with(DATA_PREP, {"running": {}})) == Waiting("its Pod is being created")
+    assert read(job_with(LORA), pod_with(DATA_PREP, {"running": {}})) == read(job_with(LORA))
 
 
 def test_success_needs_a_result_with_its_artifact() -> None:
@@ -135,6 +151,13 @@ def test_a_pod_that_is_gone_leaves_what_the_job_wrote_down(
 def test_a_deadline_is_final() -> None:
     fact = read(job_with(LORA, "Failed", reason="DeadlineExceeded"), pod_with(LORA, terminated(143), "Failed"))
     assert isinstance(fact, Ended) and fact.final and fact.why.reason == "DeadlineExceeded"
+
+
+@pytest.mark.parametrize(("job", "cure"), [(LORA, "raise gradientAccumulationSteps"), (DATA_PREP, "spec.cpuResources.memory")])
+def test_out_of_memory_names_the_remedy(job: Body, cure: str) -> None:
+    fact = read(job_with(job, "Failed"), pod_with(job, terminated(137, reason="OOMKilled"), "Failed"))
+    assert isinstance(fact, Ended) and cure in fact.why.message
+    assert ("Lower batchSize" in fact.why.message) == (job is LORA)
 
 
 def test_only_a_verdict_finishes_a_job() -> None:

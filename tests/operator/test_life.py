@@ -1,8 +1,10 @@
 """Whole lives of a run in a small world: random ends of Jobs, random order of looks, crashes between any two writes."""
 
 import copy
+import itertools
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -30,6 +32,7 @@ from run_builders import (
     terminated,
     training,
 )
+from run_states import ODD, STATES
 
 ON = {"dryRun": False, "confirm": True}
 ENDS = ("done", "mistake", "trouble", "stopped", "mute", "deleted")
@@ -358,3 +361,151 @@ def test_a_trainer_that_falls_silent_is_reported() -> None:
     conditions = {item.type: item for item in world.status.conditions}
     assert (conditions["Progressing"].status, conditions["Progressing"].reason) == ("False", "NoProgress")
     assert conditions["Ready"].status == "True" and world.status.state == "Running"
+
+
+def pending(world: World, **changes: Any) -> str:
+    """The preflight Job has started, and its Pod waits; the Job's name."""
+    for _ in range(4):
+        world.look()
+    (name,) = world.jobs
+    started = clock.text_of(NOON + timedelta(seconds=world.now))
+    world.jobs[name] = {**world.jobs[name], "status": {"startTime": started}}
+    waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
+    world.pods[name] = pod_with(world.jobs[name], changes.get("state", waiting), "Pending")
+    return name
+
+
+def test_an_attempt_that_stays_pending_gives_back_what_it_holds() -> None:
+    world = confirmed(pendingDeadlineSeconds=600, maxAttempts=2)
+    name = pending(world)
+    decision = world.look()
+    assert decision.again_in == 120 and world.status.state == "Starting"
+    world.now += 590
+    assert 0 < (world.look().again_in or 0) <= 10 and world.jobs
+    world.now += 11
+    world.look(1)  # writes why, and dies
+    assert list(world.jobs) == [name] and world.status.stages[0].failure is not None
+    world.look()  # a restarted operator goes on
+    assert world.jobs == {}
+    world.look()
+    (stage,) = world.status.stages
+    assert stage.state == "Failed" and stage.counted_failures == 1 and stage.failure is not None
+    assert stage.failure.reason == "ImageNotPulled" and "no such image" in stage.failure.message
+    world.now += 60
+    world.look()
+    assert world.jobs == {} and world.status.conditions[2].reason == "WaitingForPods", "its Pod still exists"
+    world.pods.clear()
+    world.look()
+    assert list(world.jobs) == ["contracts-t-preflight-2"]
+
+
+def test_pods_that_run_in_time_are_left_alone() -> None:
+    world = confirmed(pendingDeadlineSeconds=600)
+    name = pending(world)
+    world.look()
+    world.now += 601
+    world.look(1)
+    world.pods[name] = pod_with(world.jobs[name], {"running": {}})
+    world.look()
+    assert world.status.state == "Running" and world.status.stages[0].failure is None and list(world.jobs) == [name]
+    world.now += 9999
+    world.look()
+    assert list(world.jobs) == [name]
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(0, True), (600, False)])
+def test_no_limit_lets_a_job_wait_for_ever(limit: int, kept: bool) -> None:
+    world = confirmed(pendingDeadlineSeconds=limit)
+    pending(world)
+    for _ in range(4):
+        world.now += 10_000
+        world.look()
+    assert (list(world.jobs) == ["contracts-t-preflight-1"]) is kept
+
+
+def queued(**changes: Any) -> tuple[World, str]:
+    """A run whose preflight Job waits for its queue."""
+    world = confirmed(queueName="research", **changes)
+    for _ in range(4):
+        world.look()
+    (name,) = world.jobs
+    created = clock.text_of(NOON + timedelta(seconds=world.now))
+    world.jobs[name]["metadata"]["creationTimestamp"] = created
+    return world, name
+
+
+def condition(world: World, kind: str) -> tuple[str, str]:
+    return next((item.status, item.reason) for item in world.status.conditions if item.type == kind)
+
+
+def test_time_in_a_queue_is_not_pending_time_and_has_a_limit_of_its_own() -> None:
+    world, name = queued(pendingDeadlineSeconds=60)
+    world.now += 100_000
+    world.look()
+    assert list(world.jobs) == [name] and condition(world, "Admitted") == ("False", "Queued")
+    world, name = queued(queueDeadlineSeconds=600)
+    world.now += 590
+    assert 0 < (world.look().again_in or 0) <= 10
+    world.now += 11
+    for _ in range(3):
+        world.look()
+    assert world.jobs == {} and world.status.state == "Failed"
+    assert condition(world, "Progressing")[1] == condition(world, "Admitted")[1] == "QueueTooLong"
+
+
+def test_admission_and_eviction_are_shown_and_cost_no_attempt() -> None:
+    world, name = queued(maxAttempts=1)
+    world._suspend(name, False)
+    world.pods[name] = pod_with(world.jobs[name], {"running": {}})
+    world.look()
+    assert condition(world, "Admitted") == ("True", "Admitted") and world.status.state == "Running"
+    world._suspend(name, True)
+    world.look()
+    assert condition(world, "Progressing")[1] == "Stopping", "its Pod still saves a checkpoint"
+    world.pods.clear()
+    for _ in range(2):
+        world.look()
+        assert world.status.state == "Queued" and condition(world, "Admitted") == ("False", "Evicted")
+    assert condition(world, "Ready") == ("True", "Running")
+    world._suspend(name, False)
+    world.pods[name] = pod_with(world.jobs[name], {"running": {}})
+    world.look()
+    assert condition(world, "Admitted") == ("True", "Admitted")
+    while not is_terminal(world.status):
+        world.end("done")
+        world.look()
+        for job in world.active:
+            world._suspend(job["metadata"]["name"], False)
+        world.now += 1
+    assert world.status.state == "Succeeded"
+    assert all(stage.counted_failures == 0 and stage.attempt == 1 for stage in world.status.stages)
+
+
+def test_a_new_job_waits_for_admission_it_is_not_evicted() -> None:
+    world, name = queued()
+    world._suspend(name, False)
+    world.look()
+    world.end("done")
+    for _ in range(3):
+        world.look()
+    assert world.status.stage == "dataPrep" and condition(world, "Admitted") == ("False", "Queued")
+
+
+TELLING = {**STATES, **ODD}
+
+
+@pytest.mark.parametrize("kind", ["TrainingRun", "EvalRun"])
+@pytest.mark.parametrize("name", TELLING)
+def test_every_transition_has_its_event(name: str, kind: str) -> None:
+    """On the way to each golden state: an Event whenever state or reason change, and none when they stay."""
+    transitions = [(status_of({}), *TELLING[name](kind).written)]
+    (history,) = transitions
+    for old, new in itertools.pairwise(history):
+        before, after = (
+            next(((one.state, item.reason) for item in one.conditions if item.type == "Progressing"), None)
+            for one in (old, new)
+        )
+        told = [event for event in events(old, new) if event.reason != "Confirmed"]
+        assert [event.reason for event in told] == ([after[1]] if before != after and after else [])
+        assert all(event.message for event in told)
+    assert len(history) > 1

@@ -69,8 +69,8 @@ CHANGES = {
     "cpuResources": {"cpu": "3"},
     "output": {"model": "x"},
 }
-# The number of attempts says how long to go on, not what runs; a dataset needs other stages, so it has a test of its own.
-NOT_IN_JOBS = {"maxAttempts": 5}
+# Attempts and waiting times say how long to go on, not what runs; a dataset needs other stages, so it has a test of its own.
+NOT_IN_JOBS = {"maxAttempts": 5, "pendingDeadlineSeconds": 60, "queueDeadlineSeconds": 60}
 
 
 def test_every_field_is_accounted_for() -> None:

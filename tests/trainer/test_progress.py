@@ -3,6 +3,7 @@
 import datetime
 import http.server
 import json
+import socket
 import ssl
 import threading
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -139,6 +141,16 @@ def test_the_newest_status_wins_and_the_last_goes_at_once(listener: Any, monkeyp
     assert len(percents) <= 4
 
 
+def test_every_post_after_a_checkpoint_tells_of_it(listener: Any) -> None:
+    told = Progress("lora", Server.from_environment(listener.environment))
+    told.kept(20)
+    told.report(21, 40, loss=1.5)
+    until(lambda: listener.heard)
+    told.close()
+    metrics = {item["name"]: item["value"] for item in listener.heard[0][1]["trainerStatus"]["metrics"]}
+    assert metrics == {"step": "21", "steps": "40", "loss": "1.5", "checkpointStep": "20", "checkpointAgeSeconds": "0"}
+
+
 def test_what_waits_is_sent_at_the_close(listener: Any) -> None:
     told = Progress("lora", Server.from_environment(listener.environment))
     told.report(0, 10)
@@ -168,6 +180,59 @@ def test_no_server_costs_next_to_nothing(server: Server, caplog: pytest.LogCaptu
     told.close()
     assert time.monotonic() - begun < 5
     assert caplog.text.count("did not take it") <= 1
+
+
+@pytest.fixture(params=["silent", "slow", "refused"])
+def useless(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a server that takes no post: it never answers, answers after seconds, or is not there."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}/progress"
+    held: list[socket.socket] = []
+
+    def accept() -> None:
+        while request.param != "refused":
+            try:
+                held.append(listener.accept()[0])
+                if request.param == "slow":
+                    time.sleep(2)
+                    held[-1].sendall(b"HTTP/1.0 503 Busy\r\n\r\n")
+                    held.pop().close()
+            except OSError:  # the test is over
+                return
+
+    if request.param == "refused":
+        listener.close()
+    threading.Thread(target=accept, daemon=True).start()
+    yield address
+    listener.close()
+    for connection in held:
+        connection.close()
+
+
+@pytest.mark.slow
+def test_a_useless_server_takes_no_hundredth_of_the_training(useless: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real steps of a small network, and how much of its own time the training thread spends on telling its progress."""
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_POSTS", 0.2)  # more posts than in earnest
+    told, steps = Progress("lora", Server(useless, None, None)), 80
+    model, rows = torch.nn.Linear(1024, 1024), torch.randn(256, 1024)
+    for _ in range(3):
+        model(rows).square().mean().backward()
+    telling_cpu = telling_wall = 0.0
+    begun_cpu, begun_wall = time.thread_time(), time.perf_counter()
+    for step in range(steps):
+        loss = model(rows).square().mean()
+        loss.backward()
+        before_cpu, before_wall = time.thread_time(), time.perf_counter()
+        told.report(step, steps, loss=1.0, learningRate=2e-4, gradNorm=0.5, tokensPerSecond=1000.0)
+        telling_cpu += time.thread_time() - before_cpu
+        telling_wall += time.perf_counter() - before_wall
+    cpu, wall = time.thread_time() - begun_cpu, time.perf_counter() - begun_wall
+    told.close()
+    print(f"{useless}: {telling_cpu / cpu:.3%} of the thread's time, {telling_wall / wall:.3%} of the clock's, in {wall:.1f} s")
+    assert wall > 0.5, "long enough for several posts"
+    assert telling_cpu / cpu < 0.01
+    # A post in the training thread would take its whole timeout, which is longer than all of this.
+    assert telling_wall / wall < 0.1
 
 
 def test_a_refusal_is_logged_once(listener: Any, caplog: pytest.LogCaptureFixture, monkeypatch) -> None:

@@ -101,7 +101,7 @@ def run(work: Work) -> Result:
     reporter = Reporter(work)
     examples = [encoded.examples[row] for row in order]
     trainer = make_trainer(model, base, settings, examples, steps=steps, output=staged, callbacks=[reporter, keeper])
-    resume = checkpoints.newest_verified(folder, provenance) if work.attempt > 1 else None
+    resume = checkpoints.newest_verified(folder, provenance)
     if resume is not None:
         print(f"lora: goes on from {resume.name} of {steps} steps", flush=True)
     work_lost = "no step was done" if resume is None else f"{resume.name} is the last checkpoint"
@@ -307,6 +307,7 @@ class Keeper(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         written = self.staged / f"checkpoint-{state.global_step}"
         checkpoints.publish(written, self.folder, state.global_step, self.provenance)
+        self.work.progress.kept(state.global_step)
         self.last_kept = time.monotonic()
 
 

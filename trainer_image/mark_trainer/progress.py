@@ -12,8 +12,8 @@ operator hears our trainer and any other image alike:
     answer        200; anything else counts as a failure, which is logged once and otherwise ignored
 
 Every post carries the metrics `step` and `steps`; the stage lora adds epoch, loss, learningRate, gradNorm and
-tokensPerSecond. transformers' callback names the first two current_step and total_steps, and current_epoch,
-learning_rate, grad_norm for the others.
+tokensPerSecond, and a stage that keeps checkpoints adds checkpointStep and checkpointAgeSeconds. transformers' callback
+names the first two current_step and total_steps, and current_epoch, learning_rate, grad_norm for the others.
 """
 
 import http.client
@@ -27,7 +27,7 @@ import time
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -72,6 +72,17 @@ class Server:
                 raise OSError(f"answer {answer.status} instead of 200")
 
 
+@dataclass(frozen=True)
+class Report:
+    """What was reported, and when by the monotonic clock."""
+
+    moment: float
+    step: int
+    steps: int
+    seconds_left: int | None
+    measures: Mapping[str, Number]
+
+
 class Progress:
     """The progress of one stage: a readable line every few seconds, and posts from a thread of its own.
 
@@ -83,8 +94,9 @@ class Progress:
         self._server = server
         self._started: tuple[float, int] | None = None  # time and step of the first report: a resumed run starts late
         self._last_line = -math.inf
+        self._checkpoint: tuple[int, float] | None = None  # step, and when it was kept
         self._changed = threading.Condition()
-        self._waiting: dict[str, Any] | None = None
+        self._waiting: Report | None = None
         self._urgent = True
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -104,7 +116,20 @@ class Progress:
             self._last_line = now
             print(self._line(step, steps, seconds_left, measures), flush=True)
         if self._server is not None:
-            self._hand_over(trainer_status(step, steps, seconds_left, measures), urgent=last)
+            self._hand_over(Report(now, step, steps, seconds_left, measures), urgent=last)
+
+    def kept(self, step: int) -> None:
+        """Says that a checkpoint of this step has just been kept; every later post tells of it."""
+        self._checkpoint = (step, time.monotonic())
+
+    def _status(self, report: "Report") -> dict[str, Any]:
+        """The body for a report, made by the thread that posts: the work itself pays for none that is not posted."""
+        kept: dict[str, Number] = {}
+        if self._checkpoint is not None:
+            step, moment = self._checkpoint
+            kept = {"checkpointStep": step, "checkpointAgeSeconds": int(time.monotonic() - moment)}
+        moment_told = datetime.now(UTC) - timedelta(seconds=time.monotonic() - report.moment)
+        return trainer_status(report.step, report.steps, report.seconds_left, {**report.measures, **kept}, moment_told)
 
     def close(self) -> None:
         """Sends what still waits, within two seconds, and ends the thread."""
@@ -130,15 +155,18 @@ class Progress:
             words.append(f"about {seconds_left} s left")
         return "  ".join(words)
 
-    def _hand_over(self, status: dict[str, Any], *, urgent: bool) -> None:
+    def _hand_over(self, report: "Report", *, urgent: bool) -> None:
         with self._changed:
-            self._waiting = status
+            # A thread that has something to post already looks by the clock.
+            wake = urgent or self._waiting is None
+            self._waiting = report
             self._urgent = self._urgent or urgent
             if self._thread is None:
                 self._closing = False
                 self._thread = threading.Thread(target=self._post_forever, name="progress", daemon=True)
                 self._thread.start()
-            self._changed.notify()
+            if wake:
+                self._changed.notify()
 
     def _post_forever(self) -> None:
         """The thread: takes the newest status, posts it, waits; after a failure it waits longer."""
@@ -150,16 +178,16 @@ class Progress:
                     self._waiting is None or (not self._urgent and next_post > time.monotonic())
                 ):
                     self._changed.wait(max(0.0, next_post - time.monotonic()) if self._waiting else None)
-                status, self._waiting, self._urgent = self._waiting, None, False
+                report, self._waiting, self._urgent = self._waiting, None, False
                 closing = self._closing
-            if status is not None:
+            if report is not None:
                 try:
-                    self._server.post(status, FLUSH_TIMEOUT_SECONDS if closing else POST_TIMEOUT_SECONDS)
+                    self._server.post(self._status(report), FLUSH_TIMEOUT_SECONDS if closing else POST_TIMEOUT_SECONDS)
                     pause = SECONDS_BETWEEN_POSTS
                 except (OSError, http.client.HTTPException, ValueError) as error:
                     pause = min(2 * pause, LONGEST_BACK_OFF_SECONDS)
                     with self._changed:
-                        self._waiting = self._waiting or status
+                        self._waiting = self._waiting or report
                     if not warned:
                         log.warning(
                             "progress: %s did not take it (%s); training goes on without", self._server.url, error
@@ -175,11 +203,13 @@ def percent(step: int, steps: int) -> int:
     return 100 if steps <= 0 else max(0, min(100, 100 * step // steps))
 
 
-def trainer_status(step: int, steps: int, seconds_left: int | None, measures: Mapping[str, Number]) -> dict[str, Any]:
+def trainer_status(
+    step: int, steps: int, seconds_left: int | None, measures: Mapping[str, Number], moment: datetime
+) -> dict[str, Any]:
     """The body's `trainerStatus`."""
     numbers = {"step": step, "steps": steps, **measures}
     status: dict[str, Any] = {
-        "lastUpdatedTime": datetime.now(UTC).isoformat(),
+        "lastUpdatedTime": moment.isoformat(),
         "progressPercentage": percent(step, steps),
         "metrics": [
             {"name": name, "value": str(value) if isinstance(value, int) else f"{value:.6g}"}

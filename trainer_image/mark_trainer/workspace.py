@@ -24,11 +24,17 @@ class Progress(Protocol):
     def report(self, step: int, steps: int, **measures: float) -> None:
         """`step` of `steps` is done; measures such as `loss` are optional."""
 
+    def kept(self, step: int) -> None:
+        """A checkpoint of this step has just been kept."""
+
 
 class NoProgress:
     """For a stage that nobody watches."""
 
     def report(self, step: int, steps: int, **measures: float) -> None:
+        """Say nothing."""
+
+    def kept(self, step: int) -> None:
         """Say nothing."""
 
 

@@ -15,6 +15,30 @@ from mark_operator.run.view import View, is_terminal
 from mark_operator.run.waiting import decide_waiting, unusable
 from mark_operator.seen import Body, Findings
 
+# Reasons that a person should look at, though the run has not failed.
+WARNINGS = frozenset(
+    {
+        *(
+            "PrerequisiteFailed",
+            "InvalidSpec",
+            "PlanningFailed",
+            "PlanChanged",
+            "RetryLater",
+            "NoProgress",
+            "NameTaken",
+        ),
+        *(
+            "Unschedulable",
+            "ImageNotPulled",
+            "PodNotCreated",
+            "PendingTooLong",
+            "QueueTooLong",
+            "Evicted",
+            "HeldByOther",
+        ),
+    }
+)
+
 
 def decide(view: View, rendering: Rendering | Note, findings: Findings | None) -> Decision:
     """What to do about a run. `rendering` is its plan as it would be made now, or why there is none."""
@@ -48,7 +72,7 @@ def _news(old: RunStatus, new: RunStatus) -> tuple[Event, ...]:
     before, after = _headline(old), _headline(new)
     if after is None or (old.state == new.state and before is not None and before.reason == after.reason):
         return ()
-    bad = new.state == "Failed" or after.reason in ("PrerequisiteFailed", "InvalidSpec", "RetryLater", "PlanChanged")
+    bad = new.state == "Failed" or after.reason in WARNINGS
     return (Event("Warning" if bad else "Normal", after.reason, after.message),)
 
 

@@ -9,6 +9,7 @@ from mark_crds.job_output import Result
 from mark_crds.run import Failure, RunResult, RunStatus, StageStatus, State
 
 from mark_operator import clock
+from mark_operator.conditions import Truth
 from mark_operator.decision import Decision, Suspension
 from mark_operator.job_facts import (
     Done,
@@ -24,6 +25,7 @@ from mark_operator.job_facts import (
 from mark_operator.messages import Note, note
 from mark_operator.run.finish import finish
 from mark_operator.run.objects import bind, owned, service
+from mark_operator.run.pending import LEFT_QUEUE, Limit, pending_limit, queue_limit
 from mark_operator.run.stopping import deletions
 from mark_operator.run.view import View, of_run, replaced
 from mark_operator.seen import Body
@@ -41,6 +43,11 @@ class Attempt:
     number: int
     entry: StageStatus | None
     job: str
+
+    @property
+    def noted(self) -> StageStatus | None:
+        """What the status says of this very attempt, which it does once its Job was seen."""
+        return self.entry if self.entry is not None and self.entry.attempt == self.number else None
 
     @property
     def queue(self) -> str | None:
@@ -74,7 +81,7 @@ def _without_job(view: View, attempt: Attempt) -> Decision:
     """No Job under the attempt's name: it vanished, must wait, or is created now."""
     entry, timings = attempt.entry, view.settings.timings
     if entry is not None and entry.state in ("Pending", "Running"):
-        return _end_attempt(view, attempt, Ended(note("JobVanished", job=attempt.job), counted=not view.suspended))
+        return _end_attempt(view, attempt, _vanished(view, attempt, entry))
     if view.suspended:
         return Decision(status=view.stand("Suspended", note("Suspended", stage=attempt.stage), stage=attempt.stage))
     if entry is not None and entry.finished_at is not None:
@@ -86,6 +93,14 @@ def _without_job(view: View, attempt: Attempt) -> Decision:
         status = view.stand("Starting", hindrance, stage=attempt.stage)
         return Decision(status=status, again_in=timings.first_retry_seconds)
     return Decision(create=_children(view, attempt), again_in=1)
+
+
+def _vanished(view: View, attempt: Attempt, entry: StageStatus) -> Ended:
+    """Why the Job of an open attempt is gone: we took it away ourselves, and said why before, or somebody else did."""
+    noted = entry.failure
+    if noted is not None:
+        return Ended(Note(noted.reason, noted.message), final=noted.reason == LEFT_QUEUE)
+    return Ended(note("JobVanished", job=attempt.job), counted=not view.suspended)
 
 
 def _hindrance(view: View, attempt: Attempt) -> Note | None:
@@ -143,16 +158,41 @@ def _with_job(view: View, attempt: Attempt, fact: Fact, job: Body) -> Decision:
             status = _under_way(view, attempt, "Running", _silence(view, attempt, job) or note("Running", **facts))
         case Stopping():
             state: State = "Suspended" if view.suspended else "Running"
-            status = _under_way(view, attempt, state, note("Stopping", **facts))
+            failure = attempt.noted.failure if attempt.noted else None
+            status = _under_way(view, attempt, state, note("Stopping", **facts), failure=failure)
         case Waiting(detail):
             status = _under_way(view, attempt, "Starting", note("Waiting", detail=detail, **facts))
+            has_run = attempt.noted is not None and attempt.noted.state == "Running"
+            return _bounded(view, attempt, job, status, None if has_run else pending_limit(view, job, fact))
         case Held() if view.suspended:
             status = _under_way(view, attempt, "Suspended", note("Suspended", stage=attempt.stage))
+        case Held() if attempt.queue:
+            status = _under_way(view, attempt, "Queued", _queued(view, attempt), admitted="False")
+            return _bounded(view, attempt, job, status, queue_limit(view, job))
         case Held():
-            held = note("HeldByOther", **facts)
-            why = note("Queued", **facts, queue=attempt.queue) if attempt.queue else held
-            status = _under_way(view, attempt, "Queued", why)
+            status = _under_way(view, attempt, "Queued", note("HeldByOther", **facts))
     return Decision(status=status, again_in=view.settings.timings.active_seconds)
+
+
+def _bounded(view: View, attempt: Attempt, job: Body, status: RunStatus, limit: Limit | None) -> Decision:
+    """Let the Job wait for as long as it may. The reason is written before the Job is deleted, so that an operator that
+    dies in between knows it still."""
+    patience = view.settings.timings.active_seconds
+    if limit is None or limit.seconds_left > 0:
+        return Decision(status=status, again_in=min(patience, limit.seconds_left) if limit else patience)
+    if attempt.noted is not None and attempt.noted.failure is not None:
+        return Decision(delete=deletions([job]), again_in=1)
+    failure = Failure(reason=limit.why.reason, message=limit.why.message)
+    state: State = "Queued" if limit.why.reason == LEFT_QUEUE else "Starting"
+    return Decision(status=_under_way(view, attempt, state, limit.why, failure=failure), again_in=0)
+
+
+def _queued(view: View, attempt: Attempt) -> Note:
+    """Not admitted yet, or not any more: the condition Admitted remembers which."""
+    old = next((item for item in view.status.conditions if item.type == "Admitted"), None)
+    if attempt.noted is not None and old is not None and (old.status == "True" or old.reason == "Evicted"):
+        return note("Evicted", job=attempt.job, queue=attempt.queue)
+    return note("Queued", stage=attempt.stage, job=attempt.job, queue=attempt.queue)
 
 
 def _silence(view: View, attempt: Attempt, job: Body) -> Note | None:
@@ -165,10 +205,20 @@ def _silence(view: View, attempt: Attempt, job: Body) -> Note | None:
     return note("NoProgress", stage=attempt.stage, job=attempt.job, minutes=silent // 60) if silent > limit else None
 
 
-def _under_way(view: View, attempt: Attempt, state: State, why: Note) -> RunStatus:
+def _under_way(
+    view: View, attempt: Attempt, state: State, why: Note, *, admitted: Truth = "True", failure: Failure | None = None
+) -> RunStatus:
     """The status of a run whose newest attempt has a Job. An attempt is noted only after its Job was seen."""
-    entry = _noted(view, attempt, state="Running" if state == "Running" else "Pending")
-    return view.stand(state, why, stages=replaced(view.status.stages, entry), stage=attempt.stage)
+    entry = _noted(view, attempt, state="Running" if state == "Running" else "Pending", failure=failure)
+    stages = replaced(view.status.stages, entry)
+    return view.stand(state, why, more=_admission(attempt, admitted, why), stages=stages, stage=attempt.stage)
+
+
+def _admission(attempt: Attempt, truth: Truth, why: Note) -> tuple[tuple[str, Truth, Note], ...]:
+    """The condition Admitted, for a Job that a queue admits."""
+    if attempt.queue is None:
+        return ()
+    return (("Admitted", truth, note("Admitted", job=attempt.job, queue=attempt.queue) if truth == "True" else why),)
 
 
 def _noted(view: View, attempt: Attempt, **facts: Any) -> StageStatus:
@@ -219,19 +269,22 @@ def _end_attempt(view: View, attempt: Attempt, ended: Ended) -> Decision:
     )
     entry = _noted(view, attempt, state="Failed", counted_failures=counted, finished_at=view.now_text, failure=failure)
     stages = replaced(view.status.stages, entry)
+    more = _admission(attempt, "False", ended.why)
     if ended.final or counted >= int(view.spec["maxAttempts"]):
-        return view.fail(ended.why, stages=stages, stage=attempt.stage)
+        return view.fail(ended.why, stages=stages, stage=attempt.stage, more=more)
     if attempt.number >= LAST_ATTEMPT:
         why = note("TooManyAttempts", stage=attempt.stage, attempts=attempt.number, problem=ended.why.message)
-        return view.fail(why, stages=stages, stage=attempt.stage)
+        return view.fail(why, stages=stages, stage=attempt.stage, more=more)
     pause = _pause(view, entry)
     if _held(entry):
-        return Decision(status=view.stand("Queued", ended.why, stages=stages, stage=attempt.stage), again_in=pause)
+        status = view.stand("Queued", ended.why, stages=stages, stage=attempt.stage, more=more)
+        return Decision(status=status, again_in=pause)
     at = clock.text_of(view.now + timedelta(seconds=pause))
     why = note(
         "RetryLater", stage=attempt.stage, attempt=attempt.number, problem=ended.why.message.rstrip(".") + ".", at=at
     )
-    return Decision(status=view.stand("Starting", why, stages=stages, stage=attempt.stage), again_in=pause)
+    status = view.stand("Starting", why, stages=stages, stage=attempt.stage, more=more)
+    return Decision(status=status, again_in=pause)
 
 
 def _pause(view: View, entry: StageStatus) -> float:

@@ -4,6 +4,7 @@ import base64
 import json
 import socket
 import ssl
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -49,20 +50,36 @@ class Trainer:
 
 
 @pytest.fixture
-def trainer(make_operator: Any, make_bench: Any, api_server: Any, namespace: str, tmp_path: Any) -> Iterator[Trainer]:
-    """A started run whose preflight Pod works, and an operator with a progress server."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    url = f"https://127.0.0.1:{port}"
-    scope = {"operatorNamespace": namespace, "watchNamespaces": [namespace]}
-    operator = make_operator(api_server, tmp_path, progressUrl=url, progressPort=port, **scope)
-    operator.start()
-    bench = make_bench(api_server, namespace)
+def serve(make_operator: Any, api_server: Any, namespace: str, tmp_path: Any) -> Iterator[Any]:
+    """Starts an operator with a progress server; the server's address. All are gone at the end."""
+    made = []
+
+    def start(name: str = "one", **settings: Any) -> str:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        (tmp_path / name).mkdir()
+        scope = {"operatorNamespace": namespace, "watchNamespaces": [namespace], "requireGpuNodes": False}
+        url = f"https://127.0.0.1:{port}"
+        made.append(make_operator(api_server, tmp_path / name, progressUrl=url, progressPort=port, **scope, **settings))
+        made[-1].start()
+        return url
+
+    yield start
+    for operator in made:
+        operator.kill()
+
+
+def started(bench: Any, url: str) -> Trainer:
+    """A started run whose preflight Pod works."""
     bench.run()
     bench.wait_for_state("PlanReady", seconds=60)
     bench.confirm()
-    yield Trainer(bench, url, bench.pod_of(bench.wait_for_job("run-t-preflight-1")))
-    operator.kill()
+    return Trainer(bench, url, bench.pod_of(bench.wait_for_job("run-t-preflight-1")))
+
+
+@pytest.fixture
+def trainer(serve: Any, make_bench: Any, api_server: Any, namespace: str) -> Trainer:
+    return started(make_bench(api_server, namespace), serve())
 
 
 def test_only_a_live_pod_of_the_run_is_believed(trainer: Trainer) -> None:
@@ -93,7 +110,7 @@ def stranger() -> dict[str, Any]:
 def check_owner(bench: Any) -> None:
     fields = bench.get("trainingrun", "run", "--show-managed-fields")["metadata"]["managedFields"]
     (mine,) = [entry for entry in fields if entry["manager"] == "mark-progress"]
-    assert list(mine["fieldsV1"]["f:status"]) == ["f:progress"]
+    assert set(mine["fieldsV1"]["f:status"]) == {"f:progress"}
     (ours,) = [entry for entry in fields if entry["manager"] == "mark-operator"]
     assert "f:progress" not in ours["fieldsV1"]["f:status"]
 
@@ -118,3 +135,78 @@ def test_the_end_is_written_at_once_and_the_authority_is_kept(trainer: Trainer) 
     secret = bench.get("secret", "mark-operator-authority")["data"]
     mounted = bench.get("configmap", "run-t-plan")["data"]["ca.crt"]
     assert base64.b64decode(secret["ca.crt"]).decode() == mounted
+
+
+def told(step: int, **metrics: Any) -> dict[str, Any]:
+    listed = [{"name": name, "value": str(value)} for name, value in {"step": step, "steps": 100, **metrics}.items()]
+    return {"trainerStatus": {"progressPercentage": step, "metrics": listed}}
+
+
+def series(bench: Any) -> dict[str, list[int]]:
+    """The steps of each series in the run's metrics."""
+    found = json.loads(bench.get("configmap", "run-t-metrics")["data"]["metrics.json"])
+    return {item["name"]: [step for step, _, _ in item["points"]] for item in found["series"]}
+
+
+@pytest.mark.slow
+def test_metrics_and_checkpoint_are_kept_where_people_and_schedulers_look(
+    serve: Any, make_bench: Any, api_server: Any, namespace: str
+) -> None:
+    trainer = started(make_bench(api_server, namespace), serve(timings={"progressSeconds": 6}))
+    bench, token = trainer.bench, trainer.token()
+    assert trainer.post(token, told(1, loss=2.5, learningRate="2e-4")) == 200
+    assert series(bench) == {"loss": [1], "learningRate": [1]}
+    for step in (2, 3, 4):
+        assert trainer.post(token, told(step, loss=2.0, checkpointStep=2, checkpointAgeSeconds=5)) == 200
+    assert series(bench)["loss"] == [1], "what comes within the pause is written together"
+    bench.wait(lambda: series(bench)["loss"] == [1, 2, 3, 4])
+    kept = bench.wait(lambda: bench.status().get("lastCheckpoint"))
+    assert (kept["stage"], kept["step"]) == ("preflight", 2)
+    job = bench.wait(lambda: bench.get("job", "run-t-preflight-1")["metadata"].get("annotations"))
+    prefix = "training.mark.dev/last-checkpoint-"
+    assert (job[f"{prefix}step"], job[f"{prefix}time"]) == ("2", kept["time"])
+    stored = bench.get("configmap", "run-t-metrics", "--show-managed-fields")["metadata"]
+    assert [entry["manager"] for entry in stored["managedFields"]] == ["mark-progress"]
+    assert stored["ownerReferences"][0]["uid"] == bench.get("trainingrun", "run")["metadata"]["uid"]
+    # The operator's own status writes leave what trainers told alone.
+    bench.patch("trainingrun", "run", {"spec": {"suspend": True}})
+    bench.wait_for_state("Suspended")
+    assert bench.status()["lastCheckpoint"] == kept and bench.status()["progress"]["step"] == 4
+
+
+@pytest.mark.slow
+def test_two_replicas_write_one_story_at_one_pace(serve: Any, make_bench: Any, api_server: Any, namespace: str) -> None:
+    timings = {"progressSeconds": 3}
+    bench = make_bench(api_server, namespace)
+    first = started(bench, serve("first", timings=timings))
+    second = Trainer(bench, serve("second", timings=timings), first.pod)
+    token = first.token()
+    bench.wait(lambda: _answers(second, token))
+    versions = set()
+    end = time.monotonic() + 9
+    step = 0
+    while time.monotonic() < end:
+        step += 1
+        assert (first if step % 2 else second).post(token, told(step, loss=1)) == 200
+        versions.add(bench.get("configmap", "run-t-metrics")["metadata"]["resourceVersion"])
+        time.sleep(0.3)
+    assert len(versions) <= 5, "about one write in three seconds"
+    bench.wait(lambda: len(series(bench)["loss"]) >= step)
+    assert series(bench)["loss"] == list(range(1, step + 1)), "no point is lost, and all are in order"
+    bench.wait(lambda: bench.status()["progress"]["step"] >= step - 1)
+
+
+def _answers(trainer: Trainer, token: str) -> bool:
+    try:
+        return trainer.post(token, told(0)) == 200
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_a_config_map_of_somebody_else_is_left_alone(trainer: Trainer) -> None:
+    bench = trainer.bench
+    bench.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "run-t-metrics"}, "data": {"mine": "x"}})
+    assert trainer.post(trainer.token(), told(1, loss=2)) == 200
+    assert bench.wait(lambda: bench.status().get("progress"))["step"] == 1
+    assert bench.get("configmap", "run-t-metrics")["data"] == {"mine": "x"}
