@@ -12,7 +12,7 @@ PARALLEL := -n 2 --dist loadfile
 # Threads that wait in a busy loop would take the cores that the other suite computes on.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help setup generate verify lint format test-fast test test-api test-cluster test-lifecycle test-faults demo cluster-up cluster-down images corpus lock clean
+.PHONY: help setup generate verify lint format test-fast test test-api test-cluster test-lifecycle test-faults test-image bench-trainer bench-trainer-gpu demo cluster-up cluster-down images corpus lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -51,10 +51,20 @@ test-lifecycle: setup ## the local cluster itself: start, stop, unclean stop (ta
 test-faults: setup ## the operator killed, its answers lost, at every single write of every story (long)
 	MARK_FAULTS=whole $(PYTEST) tests/faults
 
+test-image: setup ## the trainer's tests inside the trainer's image, as an ordinary user on a read-only root
+	$(BIN)/python tests/cluster/image_tests.py
+
 test: verify cluster-up images corpus ## everything, with whole runs on the local cluster
 	$(PYTEST) $(PARALLEL) $(BESIDE)
+	$(BIN)/python tests/cluster/image_tests.py
 	$(PYTEST) tests/faults
 	$(PYTEST) -m "not lifecycle" tests/cluster
+
+bench-trainer: setup ## the trainer beside TRL, transformers, pypdfium2 and plain generation, as ratios (about ten minutes)
+	$(BIN)/python tests/bench/trainer_ratios.py
+
+bench-trainer-gpu: setup ## LoRA on an 8B shape on one GPU, beside the published number
+	$(BIN)/python tests/bench/trainer_gpu.py
 
 demo: setup ## the main job from nothing: cluster, operator, a plan, its confirmation, training, the report
 	$(BIN)/python tests/cluster/demo.py

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from . import base_image, containers, host, oci, processes, settings
-from .build_store import build_logged, buildah, layer_content, remove_leftovers
+from .build_store import build_logged, buildah, image_exists, layer_content, remove_leftovers
 from .console import say, step
 from .image_sources import Image
 
@@ -39,14 +39,28 @@ def ensure(image: Image) -> str:
         return reference
 
 
+def ensure_built(image: Image) -> str:
+    """Build the image unless the build store has exactly this one, for those who need no cluster; its reference."""
+    with host.exclusive("images", settings.CACHE), tempfile.TemporaryDirectory() as folder:
+        image.copy_to(Path(folder))
+        reference = image.reference(Path(folder))
+        if not image_exists(reference):
+            _build(image, reference, Path(folder))
+        return reference
+
+
 def _build_and_import(image: Image, reference: str, context: Path) -> None:
+    _build(image, reference, context)
+    with step(f"{reference}: bringing the new layers into the cluster"):
+        import_image(reference)
+    remove_older(image)
+
+
+def _build(image: Image, reference: str, context: Path) -> None:
     remove_leftovers()
     base = base_image.ensure()
     with step(f"{reference}: building"):
         build(image, reference, base, context)
-    with step(f"{reference}: bringing the new layers into the cluster"):
-        import_image(reference)
-    remove_older(image)
 
 
 def build(image: Image, reference: str, base: str, context: Path) -> None:
