@@ -4,6 +4,7 @@ that behaves like one; tests/contract runs the real one.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from mark_operator.cli.local import checks
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = Path(__file__).parent / "run.yaml"
-TINY_TRAINER = ROOT / "tests" / "beds" / "tiny_trainer"
+TINY_TRAINER = ROOT / "tests" / "beds" / "tiny_trainer.py"
 
 
 @pytest.fixture(autouse=True)
@@ -27,8 +28,13 @@ def workspace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     folder = tmp_path / "mark-workspace"
     for name in ("corpus", "base/tiny-llama"):
         (folder / name).mkdir(parents=True)
+    # In the place of the real one, found before it.
+    package = tmp_path / "modules" / "mark_trainer"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    shutil.copy(TINY_TRAINER, package / "__main__.py")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(TINY_TRAINER))
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     monkeypatch.delenv("TINY_TRAINER", raising=False)
     return folder
