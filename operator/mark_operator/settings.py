@@ -23,10 +23,11 @@ Seconds = Annotated[int, Field(ge=1, le=86400)]
 class Timings(Model):
     """How long the operator waits for what, in seconds."""
 
-    lease_seconds: Seconds = 15
+    lease_seconds: Seconds = 9
     """A leader that has not renewed its Lease for so long is replaced."""
-    renew_seconds: Seconds = 5
-    """Time between two renewals of the Lease."""
+    renew_seconds: Seconds = 2
+    """Time between two renewals of the Lease. A standby acts `leaseSeconds` and at most twice this after a leader's
+    death."""
     relist_seconds: Seconds = 420
     """Time between two complete lists of all runs, which repair missed events."""
     check_seconds: Seconds = 60

@@ -27,6 +27,7 @@ CONTROLLERS = (
     "serviceaccount-controller",
     "ttl-after-finished-controller",
     "resourcequota-controller",
+    "persistentvolumeclaim-protection-controller",
 )
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 from control_plane import ApiServer
 from fault_proxy import Fault, FaultProxy, Ledger, WatchTrouble
-from pretend_kubelet import PretendKubelet
+from pretend_kubelet import PretendKubelet, Script
 from rest import Refused, Rest
 from workloads import CLAIM, Person, Workload
 
@@ -22,6 +22,8 @@ Body = dict[str, Any]
 QUICK = {"leaseSeconds": 2, "renewSeconds": 1, "relistSeconds": 5, "checkSeconds": 2, "activeSeconds": 2, "firstRetrySeconds": 1, "longestRetrySeconds": 2}
 # For a crowd of runs: every answer comes from the change itself, and a busy machine does not cost the operator its lease.
 UNHURRIED = {**QUICK, "leaseSeconds": 30, "renewSeconds": 5, "checkSeconds": 60, "relistSeconds": 60}
+# The same, and a killed operator's successor need not wait long.
+REPLACED_SOON = {**UNHURRIED, "leaseSeconds": 6, "renewSeconds": 1}
 # Children that a run may own; Pods belong to their Jobs.
 CHILDREN = {"jobs": "/apis/batch/v1", "configmaps": "/api/v1", "services": "/api/v1", "pods": "/api/v1"}
 
@@ -35,15 +37,24 @@ class OperatorProcess:
         self.starts = 0
 
     async def run(self, url: str) -> None:
-        environment = {**os.environ, **self._settings(), "KUBECONFIG": str(self._server.kubeconfig(url=url))}
+        kubeconfig = str(self._server.kubeconfig(url=url))
         with self._log.open("ab") as log:
             while True:
                 self.starts += 1
+                environment = {**os.environ, **self._settings(), "KUBECONFIG": kubeconfig}
                 self._process = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", "mark_operator", env=environment, stdout=log, stderr=log
                 )
                 await self._process.wait()
                 await asyncio.sleep(0.1)
+
+    def change(self, **settings: Any) -> None:
+        """Other settings, from the next start on."""
+        self._changed = {**self._changed, **settings}
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
 
     async def kill(self) -> None:
         """As a node failure would: no word of farewell."""
@@ -86,7 +97,12 @@ class Outcome:
 
 @asynccontextmanager
 async def stage(
-    server: ApiServer, workload: Workload, log: Path, proxy_type: type[FaultProxy] = FaultProxy, **settings: Any
+    server: ApiServer,
+    workload: Workload,
+    log: Path,
+    proxy_type: type[FaultProxy] = FaultProxy,
+    kubelet_type: Callable[[Rest, str, Script], PretendKubelet] = PretendKubelet,
+    **settings: Any,
 ) -> AsyncIterator[tuple[Person, FaultProxy, OperatorProcess, str]]:
     """A namespace with a claim, the pretend kubelet, the proxy and the operator behind it."""
     namespace = await asyncio.to_thread(server.fresh_namespace)
@@ -94,7 +110,7 @@ async def stage(
     async with Rest(server.url, server.tokens["admin"], str(server.certificate)) as rest:
         await _make_claim(rest, namespace)
         async with proxy_type(server.url, str(server.certificate), process.kill) as proxy:
-            kubelet = PretendKubelet(rest, namespace, workload.script)
+            kubelet = kubelet_type(rest, namespace, workload.script)
             tasks = [asyncio.create_task(kubelet.run()), asyncio.create_task(process.run(proxy.url))]
             try:
                 yield Person(rest, namespace, workload.kind, "run"), proxy, process, namespace

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from kubernetes.aio import client, config
 from mark_operator.cluster import ApiError, Cluster
+from mark_operator.settings import Settings
 
 DIGEST = "ab" * 32
+TAKEOVER_SECONDS = 15
 
 
 def artifact(kind: str) -> dict[str, str]:
@@ -74,6 +76,34 @@ def test_a_standby_takes_over_and_only_one_acts(alone: Any, bench: Any) -> None:
     bench.wait_for_job("run-t-preflight-1", seconds=60)
     assert "leading" in second.log
     print(f"took over after {time.monotonic() - before:.1f} s")
+
+
+@pytest.mark.slow
+def test_a_standby_acts_within_fifteen_seconds_of_a_kill(alone: Any, bench: Any) -> None:
+    """With the default settings, and every run exactly once."""
+    timings = Settings().timings.to_dict()
+    first, second = alone("first", timings=timings), alone("second", timings=timings)
+    first.start()
+    first.wait_for_log("leading")
+    second.start()
+    second.wait_for_log("standing by")
+    runs = [f"run-{number}" for number in range(5)]
+    for name in runs:
+        bench.run(name)
+    for name in runs:
+        bench.wait_for_state("PlanReady", name, seconds=60)
+    time.sleep(timings["renewSeconds"])
+    first.kill()
+    killed = time.monotonic()
+    for name in runs:
+        bench.confirm(name)
+    bench.wait(lambda: len(bench.jobs()) == len(runs), 60)
+    seconds = time.monotonic() - killed
+    print(f"the first Jobs {seconds:.1f} s after the kill")
+    assert seconds < TAKEOVER_SECONDS and "leading" in second.log
+    assert bench.jobs() == [f"{name}-t-preflight-1" for name in runs]
+    transitions = bench.get("lease", "mark-operator")["spec"]["leaseTransitions"]
+    assert transitions == 1
 
 
 def test_a_leader_that_is_told_to_stop_hands_over_at_once(alone: Any, bench: Any) -> None:
