@@ -1,7 +1,7 @@
 """Sentences and chunks: exact spans, limits, determinism."""
 
 import pytest
-from mark_trainer.chunks import cut, page_of, sentences
+from mark_trainer.chunks import cut, page_breaks, page_of, sentences
 from mark_trainer.documents import Document
 
 TEXT = "\n".join(
@@ -72,3 +72,12 @@ def test_chunks_know_their_pages() -> None:
     chunks = cut(document(), 800, 100)
     assert chunks[0].first_page == 1 and chunks[-1].last_page == 2
     assert page_of((0, 5, 5, 9), 5) == 3
+
+
+def test_a_span_knows_the_pages_that_begin_within_it() -> None:
+    starts = (0, 5, 5, 9, 12)  # the second page has no text
+    assert page_breaks(starts, 0, 5) == []
+    assert page_breaks(starts, 2, 12) == [5, 5, 9]
+    for offset in range(2, 12):
+        breaks = page_breaks(starts, 2, 12)
+        assert page_of(starts, 2) + sum(place <= offset for place in breaks) == page_of(starts, offset)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from mark_crds.job_output import Result
 from mark_trainer import data_prep, ingest
+from mark_trainer.chunks import page_of
 from mark_trainer.collection import open_collection
 from mark_trainer.data_prep import hold_out
 from mark_trainer.documents import Document
@@ -90,6 +91,10 @@ def test_rows_point_at_the_text_that_they_were_made_from(work: Work) -> None:
         assert row["oraclePassage"]["chunkId"] == row["chunkId"] and row["topic"]
         for context in row["contexts"]:
             assert context["text"] == passages[context["chunkId"]].text
+            holder = content.document_of[context["document"]]
+            assert holder.text[slice(*context["span"])] == context["text"] and holder.path == context["path"]
+            last = context["span"][1] - 1
+            assert context["page"] + len(context["pageBreaks"]) == page_of(holder.page_starts, last)
             assert not context["oracle"] or row["answer"] in context["text"]
 
 

@@ -5,7 +5,7 @@ The same text and settings give the same pieces with the same ids. It must not k
 
 import hashlib
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -62,6 +62,11 @@ def cut(document: Document, characters: int, overlap: int) -> list[Chunk]:
 def page_of(page_starts: tuple[int, ...], offset: int) -> int:
     """The number, from 1, of the page on which the character at the offset stands."""
     return max(1, bisect_right(page_starts, offset))
+
+
+def page_breaks(page_starts: tuple[int, ...], start: int, end: int) -> list[int]:
+    """The offsets behind `start` and before `end` at which pages begin, each page's own."""
+    return list(page_starts[bisect_right(page_starts, start) : bisect_left(page_starts, end)])
 
 
 def _overlap_start(text: str, units: list[Span], following: int, earliest: int) -> int:

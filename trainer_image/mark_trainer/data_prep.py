@@ -15,7 +15,7 @@ from typing import Any, Literal
 from mark_crds import names
 from mark_crds.job_output import Artifact, Result
 
-from mark_trainer.chunks import page_of
+from mark_trainer.chunks import page_breaks, page_of
 from mark_trainer.collection import Content, Passage, open_collection
 from mark_trainer.dataset_card import dataset_card
 from mark_trainer.documents import Document
@@ -213,12 +213,16 @@ def _holds(passage: Passage, candidate: Candidate) -> bool:
 
 
 def _passage(content: Content, passage: Passage, candidate: Candidate) -> Row:
+    document = content.document_of[passage.document]
     return {
         "chunkId": passage.id,
         "text": passage.text,
         "document": passage.document,
-        "title": content.document_of[passage.document].title,
+        "title": document.title,
+        "path": document.path,
         "page": passage.first_page,
+        "span": [passage.start, passage.end],
+        "pageBreaks": page_breaks(document.page_starts, passage.start, passage.end),
         "oracle": _holds(passage, candidate),
     }
 

@@ -46,8 +46,15 @@ class Passage(_Entry):
     oracle: bool = False
     """Whether it is the chunk that holds the answer."""
     page: int | None = None
+    """The page that it begins on, from 1."""
     document: str | None = None
     """Digest of its document."""
+    title: str = ""
+    path: str = ""
+    span: tuple[int, int] | None = None
+    """Characters of the document's text that it is; absent in datasets of earlier versions."""
+    page_breaks: tuple[int, ...] = ()
+    """Places in the document's text, within the passage, at which further pages begin."""
 
     def to_place(self) -> dict[str, Any]:
         """Where the passage stands, without its text."""

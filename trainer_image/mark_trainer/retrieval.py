@@ -4,10 +4,16 @@ It must not build prompts or judge answers.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from mark_trainer.chunks import page_breaks
 from mark_trainer.dataset import Passage, Row
+from mark_trainer.documents import Document
 from mark_trainer.failures import UserMistake
 from mark_trainer.workspace import Work
+
+if TYPE_CHECKING:
+    from mark_trainer.collection import Passage as Found
 
 
 def with_passages(work: Work, rows: Sequence[Row]) -> list[Row]:
@@ -50,16 +56,23 @@ def _search(work: Work, rows: Sequence[Row], count: int) -> list[Row]:
         row.model_copy(
             update={
                 "contexts": tuple(
-                    Passage(
-                        chunk_id=passage.id,
-                        text=passage.text,
-                        document=passage.document,
-                        page=passage.first_page,
-                        oracle=passage.id == row.chunk_id,
-                    )
-                    for passage in passages
+                    _recorded(content.document_of[passage.document], passage, row) for passage in passages
                 )
             }
         )
         for row, passages in zip(rows, found, strict=True)
     ]
+
+
+def _recorded(document: Document, passage: "Found", row: Row) -> Passage:
+    return Passage(
+        chunk_id=passage.id,
+        text=passage.text,
+        oracle=passage.id == row.chunk_id,
+        page=passage.first_page,
+        document=passage.document,
+        title=document.title,
+        path=document.path,
+        span=(passage.start, passage.end),
+        page_breaks=tuple(page_breaks(document.page_starts, passage.start, passage.end)),
+    )
