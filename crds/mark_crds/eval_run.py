@@ -10,6 +10,7 @@ from mark_crds.shared import (
     BaseModelReference,
     Chroma,
     CpuResources,
+    CriterionName,
     DatasetReference,
     DecimalText,
     MetricName,
@@ -55,8 +56,10 @@ class Rag(Model):
 class PassCriterion(Model):
     """One number that must be reached. All criteria together decide promotion."""
 
-    metric: MetricName
-    """The metric."""
+    metric: CriterionName
+    """A metric of `metrics`, or a number that is always measured: citationSupport, the share of answers whose words stand in their sources, of those that can be checked;
+    abstentionPrecision and abstentionRecall, for datasets with questions that their documents do not answer; retrievalRecall, the share of the right answers' characters among the passages.
+    A number that the evaluation could not measure is not reached."""
     condition: Literal["closedBook", "retrieved"]
     """Without or with retrieved passages."""
     minimum: DecimalText
@@ -100,9 +103,14 @@ class EvalRunSpec(RunSpec):
             check=lambda m: m.rag.enabled or not any(p.condition == "retrieved" for p in m.pass_),
         ),
         Rule(
-            cel="self.pass.all(p, self.metrics.exists(m, m == p.metric))",
-            message="spec.pass: every metric of a criterion must be listed in spec.metrics",
-            check=lambda m: all(p.metric in m.metrics for p in m.pass_),
+            cel="self.pass.all(p, !(p.metric in ['exactMatch', 'f1', 'rougeL', 'bleu']) || self.metrics.exists(m, m == p.metric))",
+            message="spec.pass: a criterion's exactMatch, f1, rougeL or bleu must be listed in spec.metrics",
+            check=lambda m: all(p.metric in m.metrics for p in m.pass_ if p.metric in ALL_METRICS),
+        ),
+        Rule(
+            cel="self.pass.all(p, p.metric != 'retrievalRecall' || p.condition == 'retrieved')",
+            message="spec.pass: retrievalRecall goes with condition: retrieved",
+            check=lambda m: all(p.metric != "retrievalRecall" or p.condition == "retrieved" for p in m.pass_),
         ),
     )
 

@@ -11,6 +11,9 @@ from mark_crds.shared import Digest, Time, Word, WorkspacePath
 # Reason of a Result of outcome Stopped: another run holds what the stage needs, such as the same work of a second cluster.
 LOCKED = "Locked"
 
+MEASURES_KEPT = 32
+"""Headline numbers of a stage, at most; the message is cut from their end when it grows too long."""
+
 
 class ExitCode(IntEnum):
     """What a trainer's exit code means. Any other code counts as machine trouble."""
@@ -68,7 +71,7 @@ class Result(Model):
     """One or two sentences: what happened, which file or field, what to do."""
     artifacts: Annotated[tuple[Artifact, ...], Field(max_length=6)] = ()
     """What the stage published."""
-    measures: Annotated[tuple[Measure, ...], Field(max_length=24)] = ()
+    measures: Annotated[tuple[Measure, ...], Field(max_length=MEASURES_KEPT)] = ()
     """Headline numbers."""
     adopted: Adopted | None = None
     """Set by preflight when the work is already done."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from mark_crds.job_output import Measure
+from mark_crds.job_output import MEASURES_KEPT, Measure
 from mark_crds.model import Model
 from mark_crds.shared import Digest, ObjectName, Time, Word, WorkspacePath
 
@@ -41,7 +41,7 @@ class ModelVersion(Model):
     """Path or hub id of the base model."""
     dataset: Digest | None = None
     """Digest of the dataset it was tuned on."""
-    headline: Annotated[tuple[Measure, ...], Field(max_length=24)] = ()
+    headline: Annotated[tuple[Measure, ...], Field(max_length=MEASURES_KEPT)] = ()
     """Headline numbers of its evaluation."""
     evaluation: Annotated[str, StringConstraints(max_length=512)] | None = None
     """Path of the evaluation report."""

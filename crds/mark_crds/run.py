@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from mark_crds import names
-from mark_crds.job_output import Artifact, Measure
+from mark_crds.job_output import MEASURES_KEPT, Artifact, Measure
 from mark_crds.model import Model, Rule
 from mark_crds.shared import (
     Condition,
@@ -206,7 +206,7 @@ class StageStatus(Model):
     """Why the newest attempt failed."""
     artifacts: Annotated[tuple[Artifact, ...], Field(max_length=6)] = ()
     """What the stage published."""
-    measures: Annotated[tuple[Measure, ...], Field(max_length=24)] = ()
+    measures: Annotated[tuple[Measure, ...], Field(max_length=MEASURES_KEPT)] = ()
     """Headline numbers of the stage."""
 
 
@@ -262,7 +262,7 @@ class RunResult(Model):
     """The registry entry that was written."""
     artifacts: Annotated[tuple[Artifact, ...], Field(max_length=12)] = ()
     """Everything that the stages published."""
-    measures: Annotated[tuple[Measure, ...], Field(max_length=24)] = ()
+    measures: Annotated[tuple[Measure, ...], Field(max_length=MEASURES_KEPT)] = ()
     """Headline numbers of the evaluation."""
     adopted_run: Word | None = None
     """Uid of the earlier run whose result was adopted."""

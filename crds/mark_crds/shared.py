@@ -30,6 +30,9 @@ Word = Annotated[str, StringConstraints(max_length=64)]
 
 Stage = Literal["ingest", "dataPrep", "lora", "reward", "ppo", "eval"]
 MetricName = Literal["exactMatch", "f1", "rougeL", "bleu"]
+CriterionName = Literal[
+    "exactMatch", "f1", "rougeL", "bleu", "citationSupport", "abstentionPrecision", "abstentionRecall", "retrievalRecall"
+]
 
 
 class WorkspaceReference(Model):

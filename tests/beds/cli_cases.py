@@ -169,6 +169,10 @@ def with_changes(run: dict[str, Any], **status: Any) -> dict[str, Any]:
     return later
 
 
+STATES = ("verified", "repaired", "unverified", "unchecked")
+PARTS = ("rightWithoutPassages", "rightFromPassages", "retrievalMissed", "misread", "invented")
+
+
 def report() -> dict[str, Any]:
     """An evaluation report: base beside tuned, three conditions."""
     grid = {"closedBook": (0.02, 0.11), "retrieved": (0.31, 0.52), "oracle": (0.38, 0.61)}
@@ -185,14 +189,39 @@ def report() -> dict[str, Any]:
         for name in grid
     }
     return {
-        "formatVersion": 1,
+        "formatVersion": 2,
         "model": "transformer-lora",
         "time": "2026-05-04T10:25:00Z",
         "base": {"path": "base/tiny-llama", "digest": DIGEST},
         "dataset": {"path": f"datasets/{DIGEST}", "digest": DIGEST},
         "scores": scores,
         "answerNats": nats,
-        "retrieval": {"hitRate": estimate(0.85, 0.06), "items": 40, "passagesCut": 0},
+        "retrieval": {
+            "hitRate": estimate(0.85, 0.06),
+            "items": 36,
+            "atK": [
+                {"k": k, "recall": estimate(0.6 + k / 10, 0.05), "precision": estimate(0.1 / k, 0.02)} for k in (1, 2, 3)
+            ],
+            "passagesCut": 0,
+        },
+        "abstention": {
+            model: {
+                name: {
+                    "answerable": {"answered": 36 - wrongly, "abstained": wrongly},
+                    "unanswerable": {"answered": 4 - rightly, "abstained": rightly},
+                }
+                for name in grid
+            }
+            for model, wrongly, rightly in (("base", 0, 0), ("tuned", 2, 3))
+        },
+        "citations": {
+            model: {name: dict(zip(STATES, counts, strict=True)) for name in grid}
+            for model, counts in (("base", (10, 4, 26, 0)), ("tuned", (24, 3, 8, 5)))
+        },
+        "errors": {
+            model: {name: dict(zip(PARTS, counts, strict=True)) for name in ("retrieved", "oracle")}
+            for model, counts in (("base", (1, 9, 6, 12, 12)), ("tuned", (4, 18, 6, 8, 4)))
+        },
         "heldOutText": {"base": estimate(4.9, 0.1), "unigram": estimate(6.1, 0.1), "difference": estimate(-1.2, 0.05)},
     }
 

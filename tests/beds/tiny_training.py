@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from mark_crds.job_input import JobInput
 from mark_trainer.base_model import train_tokenizer
+from mark_trainer.prompts import REFUSAL
 from mark_trainer.publish import write_manifest
 from mark_trainer.workspace import Work, Workspace
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -43,11 +44,20 @@ def rows(documents: Sequence[int], split: str) -> list[Row]:
     for number in documents:
         clauses = contract(number)
         digest = f"{number:064x}"
+        starts = [sum(len(clause) + 1 for clause in clauses[:at]) for at in range(len(clauses))]  # one a line
         for index, clause in enumerate(clauses):
             party = clause.split()[1]
-            answer = clause[clause.index("shall ") + 6 : clause.index(" under")]
+            begin, end = clause.index("shall ") + 6, clause.index(" under")
+            answer = clause[begin:end]
             passages = [
-                {"chunkId": f"{number}-{at}", "text": clauses[at], "document": digest, "page": 1, "oracle": at == index}
+                {
+                    "chunkId": f"{number}-{at}",
+                    "text": clauses[at],
+                    "document": digest,
+                    "page": 1,
+                    "span": [starts[at], starts[at] + len(clauses[at])],
+                    "oracle": at == index,
+                }
                 for at in (index, (index + 1) % len(clauses))
             ]
             found.append(
@@ -63,13 +73,33 @@ def rows(documents: Sequence[int], split: str) -> list[Row]:
                         "cluster": f"contract-{number}",
                     },
                     "page": 1,
-                    "span": [0, len(answer)],
+                    "span": [starts[index] + begin, starts[index] + end],
                     "chunkId": f"{number}-{index}",
                     "contexts": passages if index % 2 else passages[::-1],
                     "generator": "test",
                     "split": split,
                 }
             )
+    return found
+
+
+def unanswerable_rows(documents: Sequence[int], split: str) -> list[Row]:
+    """A row a document whose question the document does not answer, with passages that do not help."""
+    found = []
+    for row in rows(documents, split)[::4]:
+        passages = [passage | {"oracle": False} for passage in row["contexts"]]
+        number = int(row["document"]["digest"], 16)
+        changed = {
+            "id": f"{number}-none",
+            "question": f"What shall the Auditor of Contract {number} do?",
+            "answer": REFUSAL,
+            "answerable": False,
+            "page": None,
+            "span": None,
+            "chunkId": "",
+            "contexts": passages,
+        }
+        found.append(row | changed)
     return found
 
 

@@ -1,27 +1,40 @@
 """The stage eval: every number of the report can be recomputed from the lines beside it; other models are refused."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import recomputed
 import tiny_training
-from mark_crds.job_output import Artifact, Result
-from mark_trainer import evaluate, lora, metrics, prompts
+from mark_crds.job_output import MEASURES_KEPT, Artifact, Result
+from mark_trainer import evaluate, lora, prompts
+from mark_trainer.base_model import load_tokenizer
+from mark_trainer.dataset import encode_rows, read_rows
 from mark_trainer.failures import BadData, Stopped, UserMistake
 from mark_trainer.likelihood import UNIGRAM_FILE, Unigram
 from mark_trainer.outcome import keep_result, termination_message
+from mark_trainer.prompts import PromptBuilder
 from mark_trainer.publish import file_digest
 from mark_trainer.workspace import Workspace, write_json
-from sacrebleu.metrics import BLEU
 
-JOB = tiny_training.job_input(lora={"epochs": 4})
+JOB = tiny_training.job_input(lora={"epochs": 8}, evaluation={"maxItems": 20})
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """With an adapter that the stage lora has trained."""
     workspace = tiny_training.write_workspace(tmp_path_factory.mktemp("workspace"))
+    parts = [
+        tiny_training.rows(documents, split) + tiny_training.unanswerable_rows(documents, split)
+        for documents, split in ((range(100, 108), "train"), (range(108, 112), "validation"))
+    ]
+    for row in parts[1]:
+        if row["document"]["digest"] == f"{111:064x}" and row["span"]:
+            row["oraclePassage"] = next(passage for passage in row["contexts"] if passage["oracle"])
+            row["contexts"] = [passage | {"oracle": False} for passage in parts[1][0]["contexts"]]  # a miss
+    tiny_training.write_dataset(workspace.path("datasets/contracts"), *parts)
     work = tiny_training.work_of(workspace, JOB)
     keep_result(work, lora.run(work))
     return workspace
@@ -64,43 +77,92 @@ def eval_run(adapter: Artifact | None, **changes: Any) -> Any:
 def test_the_grid_is_base_and_tuned_without_and_with_passages(lines: list[dict[str, Any]]) -> None:
     cells = {(line["model"], line["condition"]) for line in lines}
     assert cells == {(model, form) for model in ("base", "tuned") for form in ("closedBook", "retrieved", "oracle")}
-    assert len(lines) == 6 * 16
+    assert len(lines) == 2 * (20 + 20 + 16)  # without an answer there is no right passage
     for line in lines:
         assert len(line["passages"]) == {"closedBook": 0, "retrieved": 2, "oracle": 1}[line["condition"]]
-        assert line["document"]["digest"] and line["page"] == 1 and line["span"]
+        assert line["document"]["digest"] and bool(line["span"]) == line["answerable"]
 
 
-def test_every_score_can_be_recomputed_from_the_predictions(
-    report: dict[str, Any], lines: list[dict[str, Any]]
-) -> None:
-    for model, conditions in report["scores"].items():
-        for condition, scores in conditions.items():
-            cell = [line for line in lines if (line["model"], line["condition"]) == (model, condition)]
-            pairs = [(line["prediction"], line["reference"]) for line in cell]
-            assert scores["items"] == len(pairs)
-            for name, score in (("exactMatch", metrics.exact_match), ("f1", metrics.f1), ("rougeL", metrics.rouge_l)):
-                expected = sum(score(prediction, [reference]) for prediction, reference in pairs) / len(pairs)
-                assert scores[name]["value"] == pytest.approx(expected)
-            corpus = BLEU().corpus_score([pair[0] for pair in pairs], [[pair[1] for pair in pairs]]).score / 100
-            assert scores["bleu"]["value"] == pytest.approx(corpus)
-
-
-def test_every_likelihood_can_be_recomputed_from_the_predictions(
+def test_every_number_can_be_recomputed_from_the_predictions(
     report: dict[str, Any], lines: list[dict[str, Any]], result: Result
 ) -> None:
-    for condition, values in report["answerNats"].items():
-        totals = {}
-        for model in ("base", "tuned"):
-            cell = [line for line in lines if (line["model"], line["condition"]) == (model, condition)]
-            totals[model] = sum(line["nats"] for line in cell) / sum(line["answerTokens"] for line in cell)
-            assert values[model]["value"] == pytest.approx(totals[model])
-        assert values["difference"]["value"] == pytest.approx(totals["tuned"] - totals["base"])
+    """By code that shares nothing with the trainer's."""
+    again = recomputed.report(lines)
+    assert again.keys() == {"scores", "answerNats", "retrieval", "abstention", "citations", "errors"}
+    differences = list(differing({name: report[name] for name in again}, again))
+    assert not differences
+    measures = {measure.name: float(measure.value) for measure in result.measures}
+    assert measures["nllDifference"] == pytest.approx(again["answerNats"]["retrieved"]["difference"]["value"], rel=1e-5)
+    assert measures["tuned.retrieved.f1"] == pytest.approx(
+        again["scores"]["tuned"]["retrieved"]["f1"]["value"], rel=1e-5
+    )
+    supported = again["citations"]["tuned"]["retrieved"]["supported"]["value"]
+    assert measures["tuned.retrieved.citationSupport"] == pytest.approx(supported, rel=1e-5)
+    assert measures["tuned.retrieved.retrievalRecall"] == 0.75
+
+
+def differing(one: Any, other: Any, where: str = "") -> Iterator[str]:
+    """The places at which two reports differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in sorted({*one, *other}):
+            yield from differing(one.get(key), other.get(key), f"{where}.{key}")
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for number, pair in enumerate(zip(one, other, strict=True)):
+            yield from differing(*pair, f"{where}.{number}")
+    elif isinstance(one, float) or isinstance(other, float):
+        if one is None or other is None or one != pytest.approx(other, rel=1e-9, abs=1e-9):
+            yield f"{where}: {one} and {other}"
+    elif one != other:
+        yield f"{where}: {one} and {other}"
+
+
+def test_tuning_shows_in_the_likelihoods(report: dict[str, Any]) -> None:
+    for values in report["answerNats"].values():
         assert values["difference"]["clusters"] == 4
         assert values["difference"]["high"] < 0  # it learned the form of the answers
-    measures = {measure.name: float(measure.value) for measure in result.measures}
-    assert measures["nllDifference"] == pytest.approx(
-        report["answerNats"]["retrieved"]["difference"]["value"], rel=1e-5
-    )
+
+
+def test_every_part_adds_up_to_the_questions_asked(report: dict[str, Any]) -> None:
+    for model in ("base", "tuned"):
+        for condition, items in (("closedBook", 20), ("retrieved", 20), ("oracle", 16)):
+            assert report["scores"][model][condition]["items"] == items
+            cited = report["citations"][model][condition]
+            assert sum(cited[state] for state in ("verified", "repaired", "unverified", "unchecked")) == items
+            table = report["abstention"][model][condition]
+            assert sum(table["answerable"].values()) == 16
+            assert sum(table["unanswerable"].values()) == items - 16
+            if condition != "closedBook":
+                parts = report["errors"][model][condition]
+                assert parts["items"] == items == sum(parts.values()) - items
+        # Retrieval missed the four questions of one document; nothing is missed when the right passage is given.
+        assert report["errors"][model]["oracle"]["retrievalMissed"] == 0
+        assert report["errors"][model]["retrieved"]["retrievalMissed"] <= 4
+
+
+def test_the_tuned_model_abstains_where_its_base_does_not(report: dict[str, Any]) -> None:
+    base, tuned = (report["abstention"][model]["retrieved"] for model in ("base", "tuned"))
+    assert tuned["recall"]["value"] > base["recall"]["value"] and tuned["precision"]["value"] > 0.5
+    without = report["scores"]["tuned"]["retrieved"]["squadV2"]["noAnswer"]
+    assert without["f1"]["value"] == without["exactMatch"]["value"] == tuned["recall"]["value"]
+
+
+def test_prompts_are_those_of_training_token_by_token(workspace: Workspace) -> None:
+    rows = read_rows(workspace.path("datasets/contracts"), "val_sft.jsonl")
+    builder = PromptBuilder(load_tokenizer(workspace.path("base/tiny")), 180)
+    trained = {example.row.id: example for example in encode_rows(rows, builder, max_length=200, seed=7).examples}
+    forms = {example.form for example in trained.values()}
+    assert forms == {"closedBook", "retrieved"}
+    for form in forms:
+        for item in evaluate.ask(rows, builder, form):
+            example = trained[item.row.id]
+            if example.form == form:
+                assert example.ids == item.prompt.ids + builder.answer(item.row.answer)
+
+
+def test_every_definition_stands_in_the_documentation(report: dict[str, Any]) -> None:
+    words = (Path(__file__).resolve().parents[2] / "docs/trainer.md").read_text()
+    missing = [name for name in report["definitions"] if f"`{name}`" not in words]
+    assert not missing
 
 
 def test_the_report_names_all_that_is_needed_to_repeat_it(
@@ -110,7 +172,8 @@ def test_the_report_names_all_that_is_needed_to_repeat_it(
     assert report["dataset"]["path"] == "datasets/contracts" and report["dataset"]["leftOut"] == 0
     assert report["predictions"]["digest"] == file_digest(workspace.path(report["predictions"]["path"]))
     assert report["bleuSignature"] and report["versions"]["torch"] and report["settings"]["maxNewTokens"] == 12
-    assert report["retrieval"]["hitRate"]["value"] == 1
+    assert report["retrieval"]["hitRate"]["value"] == 0.75
+    assert report["formatVersion"] == 2
     for artifact in result.artifacts:
         assert file_digest(workspace.path(artifact.path)) == artifact.digest
         assert artifact.path.startswith("reports/eval_contracts-lora_")
@@ -120,11 +183,10 @@ def test_the_page_stands_alone_and_shows_both_models(workspace: Workspace, resul
     page = workspace.path(path_of(result, "page")).read_text()
     assert "<svg" in page and "<th>base</th><th>tuned</th>" in page
     assert "http" not in page and "src=" not in page
-    assert page.count("<caption>") == 4
 
 
 def test_the_result_fits_the_termination_message(result: Result) -> None:
-    assert len(result.measures) <= 24
+    assert len(result.measures) <= MEASURES_KEPT
     assert json.loads(termination_message(result)) == result.to_dict()
     assert all(float(measure.value) == float(measure.value) for measure in result.measures)
 

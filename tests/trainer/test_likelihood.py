@@ -1,16 +1,18 @@
 """Likelihoods computed a second way, token by token and without batches."""
 
+import copy
 import math
 from pathlib import Path
 
 import pytest
 import tiny_training
 import torch
+from mark_trainer import answers
 from mark_trainer.answers import answer, first_line
 from mark_trainer.base_model import load_tokenizer
 from mark_trainer.likelihood import IGNORED, Unigram, label_nats, text_nats
 from mark_trainer.prompts import PromptBuilder
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
 
 QUESTIONS = ["Who?", "What shall the Author of Contract 7 do?", "What shall the Steward do under clause 3 of it all?"]
 
@@ -51,9 +53,9 @@ def nats_one_by_one(model: PreTrainedModel, prompt: list[int], answer_ids: list[
 
 def test_answer_nats_are_those_of_one_token_after_another(model: PreTrainedModel, builder: PromptBuilder) -> None:
     prompts = [builder.prompt(question).ids for question in QUESTIONS]
-    answers = [builder.answer(text) for text in ("pay no fee", "keep the notice in every copy", "x")]
-    examples = [(p + a, [IGNORED] * len(p) + a) for p, a in zip(prompts, answers, strict=True)]
-    for (nats, tokens), prompt, ids in zip(label_nats(model, examples), prompts, answers, strict=True):
+    said = [builder.answer(text) for text in ("pay no fee", "keep the notice in every copy", "x")]
+    examples = [(p + a, [IGNORED] * len(p) + a) for p, a in zip(prompts, said, strict=True)]
+    for (nats, tokens), prompt, ids in zip(label_nats(model, examples), prompts, said, strict=True):
         assert tokens == len(ids)
         assert nats == pytest.approx(nats_one_by_one(model, prompt, ids), abs=1e-4)
 
@@ -105,6 +107,71 @@ def test_batched_answers_are_those_of_each_question_alone(model: PreTrainedModel
         for _ in range(8):
             greedy.append(int(model(input_ids=torch.tensor([greedy])).logits[0, -1].argmax()))
     assert together[1].text == first_line(builder.decode(greedy[len(prompts[1].ids) :]))
+
+
+def test_answers_do_not_depend_on_batches_or_order(
+    model: PreTrainedModel, builder: PromptBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [
+        builder.prompt(f"{question} {tail}") for question in QUESTIONS for tail in ("", "Why?", "And when? " * 5)
+    ]
+    heard: list[int] = []
+    together = answer(model, builder, prompts, max_new_tokens=8, after_batch=heard.append)
+    assert heard == [9]
+    assert answer(model, builder, prompts[::-1], max_new_tokens=8) == together[::-1]
+    for tokens_a_batch in (1, 150):
+        monkeypatch.setattr(answers, "TOKENS_A_BATCH", tokens_a_batch)
+        heard.clear()
+        assert answer(model, builder, prompts, max_new_tokens=8, after_batch=heard.append) == together
+        assert sum(heard) == 9 and len(heard) == (9 if tokens_a_batch == 1 else len(heard)) > 1
+
+
+def test_mamba_answers_and_likelihoods_do_not_depend_on_batches(builder: PromptBuilder) -> None:
+    """Its state runs through the padding, unless the mask keeps it out."""
+    torch.manual_seed(5)
+    tokenizer = builder.tokenizer
+    config = MambaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        state_size=8,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    mamba = MambaForCausalLM(config).eval()
+    for weight in mamba.parameters():
+        weight.data.mul_(3 if weight.dim() == 2 else 1)
+    prompts = [builder.prompt(question) for question in QUESTIONS]
+    together = answer(mamba, builder, prompts, max_new_tokens=6)
+    assert together == [answer(mamba, builder, [prompt], max_new_tokens=6)[0] for prompt in prompts]
+    assert len({one.text for one in together}) > 1
+    examples = [(p.ids + builder.answer("no fee"), [IGNORED] * len(p.ids) + builder.answer("no fee")) for p in prompts]
+    for (nats, tokens), example in zip(label_nats(mamba, examples), examples, strict=True):
+        ((alone, as_many),) = label_nats(mamba, [example])
+        assert nats == pytest.approx(alone, abs=1e-4) and tokens == as_many
+        assert nats == pytest.approx(nats_one_by_one(mamba, example[0][:-as_many], example[0][-as_many:]), abs=1e-4)
+
+
+def test_ending_behind_the_first_line_changes_no_answer(model: PreTrainedModel, builder: PromptBuilder) -> None:
+    """A model that likes line breaks, decoded to the full length and then read, against `answer`."""
+    breaks = builder.encode("\n")
+    assert len(breaks) == 1
+    model = copy.deepcopy(model)
+    torch.manual_seed(1)
+    model.lm_head.weight.data[breaks[0]] *= 2.5
+    prompts = [builder.prompt(f"{question} {number}") for question in QUESTIONS for number in range(4)]
+    cut = 0
+    for written, prompt in zip(answer(model, builder, prompts, max_new_tokens=24), prompts, strict=True):
+        ids = list(prompt.ids)
+        with torch.no_grad():
+            while len(ids) < len(prompt.ids) + 24 and ids[-1] != builder.stop:
+                ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        text = builder.tokenizer.decode(ids[len(prompt.ids) :], skip_special_tokens=True)
+        assert written.text == first_line(text)
+        assert written.stopped == (ids[-1] == builder.stop and "\n" not in text.lstrip())
+        cut += "\n" in text.strip()
+    assert 0 < cut < len(prompts)
 
 
 @pytest.mark.parametrize(

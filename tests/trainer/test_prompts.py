@@ -63,6 +63,10 @@ def test_passages_give_way_and_the_question_never(tokenizer: PreTrainedTokenizer
         assert prompt is not None and len(prompt.ids) <= limit
         assert tokenizer.decode(prompt.ids).endswith("Question: Who shall pay?\nAnswer:")
         assert prompt.cut == (limit < len(whole.ids))
+        assert len(prompt.shown) == prompt.passages
+        text = tokenizer.decode(prompt.ids)
+        for number, (shown, passage) in enumerate(zip(prompt.shown, passages, strict=False), start=1):
+            assert passage.strip().startswith(shown) and f"Passage {number}: {shown}\n\n" in text
 
 
 def test_a_question_that_does_not_fit_gives_no_prompt(tokenizer: PreTrainedTokenizerBase) -> None:

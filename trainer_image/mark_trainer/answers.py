@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from mark_trainer.prompts import Prompt, PromptBuilder
 
@@ -17,9 +17,8 @@ class Answer:
 
     text: str
     """Up to the stop token or the first line break."""
-    tokens: int
     stopped: bool
-    """Whether the model ended by itself."""
+    """Whether the model ended by itself, with the stop token on the first line."""
 
 
 @torch.inference_mode()
@@ -54,6 +53,7 @@ def answer(
             num_beams=1,
             eos_token_id=builder.stop,
             pad_token_id=builder.tokenizer.pad_token_id,
+            stopping_criteria=StoppingCriteriaList([_FirstLine(builder.tokenizer, longest)]),
         )[:, longest:].tolist()
         for row, index in enumerate(batch):
             results[index] = _read(written[row], builder)
@@ -61,10 +61,33 @@ def answer(
     return [result for result in results if result is not None]
 
 
+class _FirstLine(StoppingCriteria):
+    """Ends each answer of a batch behind its first line: what follows is not read, so it is not written either."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt_tokens: int) -> None:
+        self._tokenizer = tokenizer
+        self._prompt_tokens = prompt_tokens
+        self._breaks_line: dict[int, bool] = {}
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
+        done = [
+            self._breaks(token) and "\n" in self._tokenizer.decode(input_ids[row, self._prompt_tokens :]).lstrip()
+            for row, token in enumerate(input_ids[:, -1].tolist())
+        ]
+        return torch.tensor(done, device=input_ids.device)
+
+    def _breaks(self, token: int) -> bool:
+        if token not in self._breaks_line:
+            self._breaks_line[token] = "\n" in self._tokenizer.decode([token])
+        return self._breaks_line[token]
+
+
 def _read(ids: list[int], builder: PromptBuilder) -> Answer:
     stopped = builder.stop in ids
     kept = ids[: ids.index(builder.stop)] if stopped else ids
-    return Answer(text=first_line(builder.decode(kept)), tokens=len(kept), stopped=stopped)
+    text = str(builder.tokenizer.decode(kept, skip_special_tokens=True))
+    # Behind the first line there is padding, and some models pad with their stop token.
+    return Answer(text=first_line(text), stopped=stopped and "\n" not in text.lstrip())
 
 
 def first_line(text: str) -> str:

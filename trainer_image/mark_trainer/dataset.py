@@ -58,7 +58,7 @@ class Passage(_Entry):
 
     def to_place(self) -> dict[str, Any]:
         """Where the passage stands, without its text."""
-        return self.model_dump(by_alias=True, exclude={"text"})
+        return self.model_dump(by_alias=True, exclude={"text", "page_breaks"})
 
 
 class Row(_Entry):

@@ -1,7 +1,7 @@
 """The stage eval: the tuned model beside its base on held-out documents, without and with passages.
 
-It reads top to bottom: what is measured, rows, prompts, answers and likelihoods, report. It uses the prompt builder of
-training and refuses a model that was trained with another. It must not change model or dataset.
+It reads top to bottom: what is measured, rows, prompts, answers and likelihoods, records, report. It uses the prompt
+builder of training and refuses a model that was trained with another. It must not change model or dataset.
 """
 
 import contextlib
@@ -19,15 +19,16 @@ from mark_crds.names import REPORTS_FOLDER
 from mark_crds.shared import BaseModelReference
 from peft import PeftModel
 
-from mark_trainer import base_model, metrics, report
-from mark_trainer.answers import answer
+from mark_trainer import base_model, citations, metrics, report, report_page, verdicts
+from mark_trainer.answers import Answer, answer
 from mark_trainer.base_model import BaseModel
-from mark_trainer.dataset import TRAIN_FILE, VALIDATION_FILE, Row, read_rows
+from mark_trainer.citations import Source
+from mark_trainer.dataset import TRAIN_FILE, VALIDATION_FILE, Passage, Row, read_rows
 from mark_trainer.failures import BadData, Stopped, UserMistake
-from mark_trainer.likelihood import IGNORED, UNIGRAM_FILE, Unigram, label_nats, text_nats
+from mark_trainer.likelihood import IGNORED, UNIGRAM_FILE, Nats, Unigram, label_nats, text_nats
 from mark_trainer.prompts import TEMPLATE_VERSION, Prompt, PromptBuilder
 from mark_trainer.publish import file_digest, provenance_of, verify_folder
-from mark_trainer.retrieval import hit, oracle, with_passages
+from mark_trainer.retrieval import named_documents, oracle, with_passages
 from mark_trainer.workspace import Work, write_file, write_json
 
 CLOSED_BOOK, RETRIEVED, ORACLE = "closedBook", "retrieved", "oracle"
@@ -47,9 +48,11 @@ class Adapter:
 class Asked:
     """A row under one condition, as the models are asked it."""
 
+    condition: str
     row: Row
     prompt: Prompt
-    passages: tuple[dict[str, Any], ...]
+    passages: tuple[Passage, ...]
+    """All that were looked up; the first ones of them are in the prompt."""
 
 
 def run(work: Work) -> Result:
@@ -76,12 +79,19 @@ def run(work: Work) -> Result:
     rows = read_rows(dataset_folder, VALIDATION_FILE)[: settings.max_items]
     if settings.rag:
         rows = with_passages(work, rows)
-    asked = {condition: ask(rows, builder, condition) for condition in conditions(settings.rag)}
-    if not asked[CLOSED_BOOK]:
+    asked = [item for condition in conditions(settings.rag) for item in ask(rows, builder, condition)]
+    closed_book = sum(item.condition == CLOSED_BOOK for item in asked)
+    if not closed_book:
         raise UserMistake("NoRowFits", "evaluation: no question fits the prompt; raise lora.maxLength")
+    if not any(item.row.answerable for item in asked):
+        raise UserMistake(
+            "NoAnswers",
+            f"evaluation.maxItems: none of the {closed_book} questions has an answer to compare with; raise it",
+        )
+    documents = named_documents(work, [item.row for item in asked])
 
     # ---- answers and likelihoods ------------------------------------------------------------------------------------
-    total, done = len(names) * sum(len(items) for items in asked.values()), 0
+    total, done = len(names) * len(asked), 0
 
     def after_batch(count: int) -> None:
         nonlocal done
@@ -92,24 +102,20 @@ def run(work: Work) -> Result:
                 "Stopped", "eval was asked to end; it keeps nothing on its way, the next attempt measures anew"
             )
 
+    prompts = [item.prompt for item in asked]
+    references = [builder.answer(item.row.answer) for item in asked]
+    examples = [
+        (prompt.ids + ids, [IGNORED] * len(prompt.ids) + ids) for prompt, ids in zip(prompts, references, strict=True)
+    ]
     records: list[dict[str, Any]] = []
     for name in names:
         with speaking_as(model, name):
-            for condition, items in asked.items():
-                prompts = [item.prompt for item in items]
-                answers = answer(
-                    model, builder, prompts, max_new_tokens=settings.max_new_tokens, after_batch=after_batch
-                )
-                references = [builder.answer(item.row.answer) for item in items]
-                nats = label_nats(
-                    model,
-                    [
-                        (prompt.ids + ids, [IGNORED] * len(prompt.ids) + ids)
-                        for prompt, ids in zip(prompts, references, strict=True)
-                    ],
-                )
-                for item, written, (cost, tokens) in zip(items, answers, nats, strict=True):
-                    records.append(record_of(name, condition, item, written.text, written.stopped, cost, tokens))
+            answers = answer(model, builder, prompts, max_new_tokens=settings.max_new_tokens, after_batch=after_batch)
+            nats = label_nats(model, examples)
+        records += [
+            record_of(name, item, written, cost, sources_of(item, documents))
+            for item, written, cost in zip(asked, answers, nats, strict=True)
+        ]
     with speaking_as(model, BASE):
         held_out = held_out_text(work, base, rows, model)
 
@@ -117,7 +123,7 @@ def run(work: Work) -> Result:
     summary = report.summarise(records, settings.metrics)
     subject = job.evaluated_model.name if job.evaluated_model else job.output_model or job.name
     document = {
-        "formatVersion": 1,
+        "formatVersion": report.FORMAT_VERSION,
         "model": subject,
         "time": clock.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "run": {"kind": job.kind, "namespace": job.namespace, "name": job.name, "uid": work.run_uid},
@@ -127,19 +133,20 @@ def run(work: Work) -> Result:
             "path": work.workspace.relative(dataset_folder),
             "digest": dataset_digest,
             "validationRows": len(rows),
-            "leftOut": len(rows) - len(asked[CLOSED_BOOK]),
+            "leftOut": len(rows) - closed_book,
+            "documentsAtHand": len(documents),
         },
         "prompt": {"template": TEMPLATE_VERSION, "digest": builder.digest(), "limitTokens": limit},
         "settings": {
             **settings.to_dict(),
             "topK": job.data_prep.top_k,
-            "decoding": "greedy, to the stop token or line end",
+            "decoding": "greedy, to the stop token or the end of the first line",
+            "rightFromF1": verdicts.RIGHT_FROM_F1,
         },
         "seeds": {"dataPrep": job.data_prep.seed, "lora": job.lora.seed, "evaluation": "none: nothing is drawn"},
         "definitions": report.definitions(),
         "bleuSignature": metrics.bleu_signature(),
         **summary,
-        "retrieval": report.retrieval(asked[RETRIEVED], hit) if settings.rag else None,
         "heldOutText": held_out,
         "versions": {
             name: version(name) for name in ("torch", "transformers", "peft", "rouge-score", "sacrebleu", "scipy")
@@ -250,45 +257,75 @@ def ask(rows: Sequence[Row], builder: PromptBuilder, condition: str) -> list[Ask
     """The rows that can be asked under a condition: the oracle's needs the text of the right chunk."""
     asked = []
     for row in rows:
-        shown = row.contexts or ()
+        passages = row.contexts or () if condition == RETRIEVED else ()
         if condition == ORACLE:
             right = oracle(row)
             if right is None:
                 continue
-            shown = (right,)
-        passages = None if condition == CLOSED_BOOK else [passage.text for passage in shown]
-        prompt = builder.prompt(row.question, passages)
-        if prompt is None:
-            continue
-        places = () if passages is None else tuple(passage.to_place() for passage in shown[: prompt.passages])
-        asked.append(Asked(row, prompt, places))
+            passages = (right,)
+        texts = None if condition == CLOSED_BOOK else [passage.text for passage in passages]
+        prompt = builder.prompt(row.question, texts)
+        if prompt is not None:
+            asked.append(Asked(condition, row, prompt, passages))
     return asked
 
 
-def record_of(
-    model: str, condition: str, item: Asked, text: str, stopped: bool, nats: float, tokens: int
-) -> dict[str, Any]:
+def sources_of(item: Asked, documents: dict[str, Source]) -> list[Source]:
+    """What an answer is looked up in: the passages as the prompt shows them, then the document that the row names."""
+    shown = [
+        Source(
+            text=text,
+            document=passage.document or "",
+            start=None if passage.span is None else passage.span[0] + leading_spaces(passage.text),
+            page=passage.page,
+            page_breaks=passage.page_breaks,
+            path=passage.path,
+            title=passage.title,
+            chunk_id=passage.chunk_id,
+        )
+        for passage, text in zip(item.passages, item.prompt.shown, strict=False)
+    ]
+    named = documents.get(item.row.document.digest)
+    return shown if named is None else [*shown, named]
+
+
+def record_of(model: str, item: Asked, written: Answer, nats: Nats, sources: list[Source]) -> dict[str, Any]:
     """One line of predictions.jsonl: enough to recompute every number of the report."""
-    row = item.row
-    return {
+    row, abstained = item.row, verdicts.abstains(written.text)
+    record = {
         "item": row.id,
         "model": model,
-        "condition": condition,
+        "condition": item.condition,
         "question": row.question,
+        "answerable": row.answerable,
         "reference": row.answer,
-        "prediction": text,
-        "stopped": stopped,
-        "scores": {name: score(text, [row.answer]) for name, score in metrics.PER_ANSWER.items()},
-        "nats": nats,
-        "answerTokens": tokens,
+        "prediction": written.text,
+        "abstained": abstained,
+        "stopped": written.stopped,
+        "scores": metrics.scores(written.text, row.answer, answerable=row.answerable, abstained=abstained),
+        "nats": nats[0],
+        "answerTokens": nats[1],
         "promptTokens": len(item.prompt.ids),
-        "passages": list(item.passages),
+        "passages": [place_of(passage, item.prompt, number) for number, passage in enumerate(item.passages)],
         "passagesCut": item.prompt.cut,
+        "citations": citations.check(written.text, sources, nothing_said=abstained),
         "document": row.document.model_dump(by_alias=True),
         "page": row.page,
         "span": row.span,
         "chunkId": row.chunk_id,
     }
+    return record | {"outcome": None if item.condition == CLOSED_BOOK else verdicts.outcome(record)}
+
+
+def place_of(passage: Passage, prompt: Prompt, number: int) -> dict[str, Any]:
+    """Where a passage stands, and how many of its characters, from the first one, are in the prompt."""
+    shown = prompt.shown[number] if number < len(prompt.shown) else ""
+    characters = leading_spaces(passage.text) + len(shown) if shown else 0
+    return {**passage.to_place(), "shownCharacters": characters}
+
+
+def leading_spaces(text: str) -> int:
+    return len(text) - len(text.lstrip())
 
 
 def held_out_text(work: Work, base: BaseModel, rows: Sequence[Row], model: Any) -> dict[str, Any] | None:
@@ -331,7 +368,7 @@ def write_report(
     write_file(predictions, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     document["predictions"] = {"path": work.workspace.relative(predictions), "digest": file_digest(predictions)}
     write_json(numbers, document)
-    write_file(page, report.page(document))
+    write_file(page, report_page.page(document, records))
     return tuple(
         Artifact(kind=kind, path=work.workspace.relative(path), digest=file_digest(path))
         for kind, path in (("report", numbers), ("page", page), ("predictions", predictions))

@@ -51,15 +51,18 @@ def text_nats(model: PreTrainedModel, documents: Iterable[Sequence[int]], bos: i
 
     Without a bos token the first token of a window is not counted.
     """
-    totals = []
-    for ids in documents:
-        windows = [list(ids[start : start + WINDOW_TOKENS]) for start in range(0, len(ids), WINDOW_TOKENS)]
-        if bos is not None:
-            examples = [([bos, *window], [IGNORED, *window]) for window in windows]
-        else:
-            examples = [(window, [IGNORED, *window[1:]]) for window in windows]
-        nats = label_nats(model, examples)
-        totals.append((sum(value for value, _ in nats), sum(tokens for _, tokens in nats)))
+    examples, owners, count = [], [], 0
+    for number, ids in enumerate(documents):
+        count += 1
+        for start in range(0, len(ids), WINDOW_TOKENS):
+            window = list(ids[start : start + WINDOW_TOKENS])
+            examples.append(
+                ([bos, *window], [IGNORED, *window]) if bos is not None else (window, [IGNORED, *window[1:]])
+            )
+            owners.append(number)
+    totals: list[Nats] = [(0.0, 0)] * count
+    for owner, (nats, tokens) in zip(owners, label_nats(model, examples), strict=True):
+        totals[owner] = (totals[owner][0] + nats, totals[owner][1] + tokens)
     return totals
 
 
@@ -83,10 +86,20 @@ def label_nats(model: PreTrainedModel, examples: Sequence[tuple[Sequence[int], S
             ids[row, :length] = torch.tensor(examples[index][0])
             labels[row, :length] = torch.tensor(examples[index][1])
             mask[row, :length] = 1
+        # Most places are prompt, and the scores of a large vocabulary are the most memory that a forward pass takes:
+        # they are made only where a label follows.
+        before_label = torch.zeros_like(labels, dtype=torch.bool)
+        before_label[:, :-1] = labels[:, 1:] != IGNORED
         device = model.device
-        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits.float()
-        targets = labels[:, 1:].to(device)
-        nats = cross_entropy(logits[:, :-1].transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
-        for row, index in enumerate(batch):
-            results[index] = (nats[row].double().sum().item(), int((targets[row] != IGNORED).sum()))
+        logits = model(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            use_cache=False,
+            logits_to_keep=before_label.to(device),
+        ).logits.float()
+        targets = labels[:, 1:][before_label[:, :-1]].to(device)
+        nats = cross_entropy(logits, targets, reduction="none").double()
+        counts = before_label.sum(dim=1).tolist()
+        for index, of_example in zip(batch, nats.split(counts), strict=True):
+            results[index] = (of_example.sum().item(), len(of_example))
     return results

@@ -5,6 +5,7 @@ what is done with a prompt.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ class Prompt:
     """Passages in the prompt, the first ones of those given."""
     cut: bool
     """Whether passages were shortened or left out to fit."""
+    shown: tuple[str, ...] = ()
+    """The text of each passage in the prompt, as far as it is there."""
 
 
 class PromptBuilder:
@@ -57,10 +60,12 @@ class PromptBuilder:
         if room < 0:
             return None
         middle: list[int] = []
-        used, cut = 0, False
+        shown: list[str] = []
+        cut = False
         for number, passage in enumerate(passages or (), start=1):
             before = self.encode(PASSAGE_OPENING.format(number=number))
-            text = self.encode(passage.strip())
+            passage = passage.strip()
+            text = self.encode(passage)
             after = self.encode(PASSAGE_END)
             room_for_text = room - len(middle) - len(before) - len(after)
             if room_for_text < min(len(text), SHORTEST_PASSAGE_TOKENS):
@@ -68,8 +73,14 @@ class PromptBuilder:
                 break
             cut = cut or room_for_text < len(text)
             middle += before + text[:room_for_text] + after
-            used = number
-        return Prompt(ids=head + middle + tail, passages=used, cut=cut)
+            shown.append(passage if room_for_text >= len(text) else self._beginning(passage, text[:room_for_text]))
+        return Prompt(ids=head + middle + tail, passages=len(shown), cut=cut, shown=tuple(shown))
+
+    def _beginning(self, text: str, ids: list[int]) -> str:
+        """What the first tokens of a text say: its longest beginning that they agree with."""
+        decoded = str(self.tokenizer.decode(ids)).lstrip()
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(text, decoded, strict=False))
+        return text[: sum(1 for _ in same)]
 
     def answer(self, text: str) -> list[int]:
         """The token ids of an answer as the model shall write it, the stop token last."""

@@ -1,15 +1,20 @@
-"""The evaluation report: numbers from per-item records, a sentence, a page to read. It must not run a model.
+"""The evaluation report: numbers from the per-item records, and the result as a sentence. It must not run a model.
 
-Every number here is a function of the records that lie beside the report.
+Every number here is a function of the records that lie beside the report. Intervals respect documents (`statistics`).
 """
 
-import html
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mark_trainer import metrics, statistics
+from mark_trainer import citations, metrics, statistics, verdicts
+from mark_trainer.spans import characters, shared
 
 Record = dict[str, Any]
+Json = dict[str, Any]
+
+FORMAT_VERSION = 2
+"""Of the report and of the predictions beside it."""
 
 TITLES = {
     "exactMatch": "Exact match",
@@ -22,30 +27,21 @@ TITLES = {
     "oracle": "right passage given",
 }
 
-
-def summarise(records: Sequence[Record], wanted: Sequence[str]) -> dict[str, Any]:
-    """The grid of scores and the likelihoods, each with its interval."""
-    keys = list(dict.fromkeys((record["model"], record["condition"]) for record in records))
-    cells = {key: [r for r in records if (r["model"], r["condition"]) == key] for key in keys}
-    scores: dict[str, dict[str, Any]] = {}
-    nats: dict[str, dict[str, Any]] = {}
-    for (model, condition), rows in cells.items():
-        scores.setdefault(model, {})[condition] = {"items": len(rows), **_scores(rows, wanted)}
-        nats.setdefault(condition, {})[model] = _nats(rows).to_dict()
-    for condition, values in nats.items():
-        if "tuned" in values:
-            values["difference"] = _difference(cells["base", condition], cells["tuned", condition]).to_dict()
-    return {"scores": scores, "answerNats": nats}
+ERROR_PARTS = ("rightWithoutPassages", "rightFromPassages", "retrievalMissed", "misread", "invented")
 
 
-def retrieval(asked: Sequence[Any], hit: Callable[[Any], bool]) -> dict[str, Any]:
-    """How often the chunk with the answer was among the retrieved ones."""
-    clusters = [item.row.document.cluster for item in asked]
-    rate = statistics.mean(clusters, [float(hit(item.row)) for item in asked])
+def summarise(records: Sequence[Record], wanted: Sequence[str]) -> Json:
+    """All parts of the report that are computed from the predictions; `wanted` are the metrics of the spec."""
+    cells: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        cells.setdefault((record["model"], record["condition"]), []).append(record)
     return {
-        "hitRate": rate.to_dict(),
-        "items": len(asked),
-        "passagesCut": sum(item.prompt.cut for item in asked),
+        "scores": _grid(cells, lambda rows: {"items": len(rows), **_scores(rows, wanted)}),
+        "answerNats": _answer_nats(cells),
+        "retrieval": _retrieval(cells["base", "retrieved"]) if ("base", "retrieved") in cells else None,
+        "abstention": _grid(cells, _abstention),
+        "citations": _grid(cells, _citations),
+        "errors": _errors(cells),
     }
 
 
@@ -66,14 +62,14 @@ def against_unigram(pieces: Sequence[Record]) -> dict[str, Any]:
 
 
 def headline(document: dict[str, Any]) -> dict[str, float | int]:
-    """The measures of the Result: at most 23."""
+    """The measures of the Result, at most 30, those that a person can do without last."""
     measures: dict[str, float | int] = {}
     for model, conditions in document["scores"].items():
         for condition, scores in conditions.items():
-            for name, score in scores.items():
+            for name in ("exactMatch", "f1", "rougeL", "bleu"):
                 kept = condition != "oracle" or (name == "f1" and model == "tuned")
-                if kept and name not in ("items", "sentenceBleu"):
-                    measures[f"{model}.{condition}.{name}"] = score["value"]
+                if kept and scores.get(name):
+                    measures[f"{model}.{condition}.{name}"] = scores[name]["value"]
     difference = document["answerNats"][headline_condition(document)].get("difference")
     if difference:
         measures["nllDifference"] = difference["value"]
@@ -81,8 +77,18 @@ def headline(document: dict[str, Any]) -> dict[str, float | int]:
             measures |= {"nllDifferenceLow": difference["low"], "nllDifferenceHigh": difference["high"]}
     if document["heldOutText"]:
         measures |= {f"{name}Nats": document["heldOutText"][name]["value"] for name in ("base", "unigram")}
-    if document["retrieval"]:
-        measures["retrievalHitRate"] = document["retrieval"]["hitRate"]["value"]
+    retrieval = document["retrieval"]
+    if retrieval:
+        measures["retrievalHitRate"] = retrieval["hitRate"]["value"]
+    if retrieval and retrieval["atK"] and "tuned" in document["scores"]:
+        measures["tuned.retrieved.retrievalRecall"] = retrieval["atK"][-1]["recall"]["value"]
+    for condition in ("closedBook", "retrieved"):
+        of_tuned = {
+            "citationSupport": document["citations"].get("tuned", {}).get(condition, {}).get("supported"),
+            "abstentionPrecision": document["abstention"].get("tuned", {}).get(condition, {}).get("precision"),
+            "abstentionRecall": document["abstention"].get("tuned", {}).get(condition, {}).get("recall"),
+        }
+        measures |= {f"tuned.{condition}.{name}": found["value"] for name, found in of_tuned.items() if found}
     return measures
 
 
@@ -117,32 +123,176 @@ def sentence(document: dict[str, Any]) -> str:
 def definitions() -> dict[str, str]:
     """What each number means, for a reader without this code."""
     return {
-        "exactMatch": "SQuAD v2 rules, mean over items, 0 to 1",
-        "f1": "SQuAD v2 rules, mean over items, 0 to 1",
-        "rougeL": f"rouge-score F-measure, no stemming, mean over items; words: {metrics.ROUGE_TOKENIZER}",
-        "bleu": "sacrebleu corpus BLEU / 100, by bleuSignature",
-        "sentenceBleu": "mean of sacrebleu sentence BLEU with effective order / 100",
+        "items": "questions asked; those whose prompt does not fit are left out and counted under dataset.leftOut",
+        "exactMatch": 'SQuAD v2 rules over all items: a question without an answer has the reference "", an abstention '
+        'says ""; mean, 0 to 1',
+        "f1": "token F1 by the same rules; mean, 0 to 1",
+        "squadV1": "exact match and F1 by the SQuAD v1 rules, over items with an answer, abstentions taken as text",
+        "squadV2": "exact match and F1 by the SQuAD v2 rules, apart for items with and without an answer",
+        "rougeL": "rouge-score F-measure, no stemming, mean over items with an answer; words: "
+        f"{metrics.ROUGE_TOKENIZER}",
+        "bleu": "sacrebleu corpus BLEU / 100 over items with an answer, by bleuSignature",
+        "sentenceBleu": "mean of sacrebleu sentence BLEU with effective order / 100, over items with an answer",
         "answerNats": "negative log likelihood of the reference answer and its stop token, in nats, summed over items "
-        "and divided by their tokens; difference is tuned minus base on the same items, below 0 is better",
+        "with an answer and divided by their tokens; difference: tuned minus base on the same items, less is better",
         "interval": "95 %, jackknife over clusters of near-duplicate documents, Student's t with clusters - 1 degrees",
-        "hitRate": "share of items whose retrieved passages include the chunk that holds the answer",
+        "hitRate": "share of items with an answer whose retrieved passages include the chunk that holds it",
+        "recall": "of the right answer's characters the share that the first k passages hold, overlaps counted once",
+        "precision": "of the characters of the first k passages, overlaps counted once, the share that is the answer's",
+        "wholeAnswer": "share of items whose first k passages hold every character of the answer",
+        "abstained": "the answer is empty or begins with the sentence that training teaches for questions without an "
+        "answer; precision: share of abstentions that are right, recall: share of the questions without an answer",
+        "citations": "where the answer's own words, or its quotations, stand in the passages shown or in the document "
+        "that the question names: verified exactly, repaired after white space, case, hyphens and quotation marks are "
+        "evened out, unverified nowhere, unchecked where nothing was said or no source is at hand; supported: verified "
+        "and repaired as a share of those checked",
+        "errors": f"right: F1 of at least {verdicts.RIGHT_FROM_F1}, or abstained where there is no answer (without "
+        "passages: right closed book too); else retrievalMissed: the prompt did not hold all of the answer; invented: "
+        "the words stand in no source; misread: other words of the sources, or a wrong abstention",
         "oracle": "only the right passage is shown; items whose right passage is not recorded are left out",
         "heldOutText": "nats a token on the held-out passages, under the base model and under token frequencies",
     }
 
 
-def _scores(rows: Sequence[Record], wanted: Sequence[str]) -> dict[str, Any]:
-    clusters = [row["document"]["cluster"] for row in rows]
-    found: dict[str, Any] = {}
+# ---------------------------------------------------------------------------------------------------------------------
+# The parts
+
+
+def _grid(cells: dict[tuple[str, str], list[Record]], part: Callable[[list[Record]], Json]) -> dict[str, Json]:
+    """A part for each model and condition."""
+    grid: dict[str, Json] = {}
+    for (model, condition), rows in cells.items():
+        grid.setdefault(model, {})[condition] = part(rows)
+    return grid
+
+
+def _scores(rows: Sequence[Record], wanted: Sequence[str]) -> Json:
+    answerable = [row for row in rows if row["answerable"]]
+    found: Json = {}
     for name in wanted:
-        values = [row["scores"][name] for row in rows]
-        if name == "bleu":
-            counts = [metrics.bleu_counts(row["prediction"], [row["reference"]]) for row in rows]
-            found["bleu"] = statistics.estimate(clusters, counts, metrics.corpus_bleu).to_dict()
-            found["sentenceBleu"] = statistics.mean(clusters, values).to_dict()
+        if name in ("exactMatch", "f1"):
+            found[name] = _mean_score(rows, name)
+        elif name == "rougeL":
+            found[name] = _mean_score(answerable, name)
         else:
-            found[name] = statistics.mean(clusters, values).to_dict()
+            found |= {"bleu": _corpus_bleu(answerable), "sentenceBleu": _mean_score(answerable, "bleu")}
+    squad = [name for name in ("exactMatch", "f1") if name in wanted]
+    if squad:
+        unanswerable = [row for row in rows if not row["answerable"]]
+        found["squadV1"] = {"items": len(answerable)} | {name: _mean_score(answerable, f"{name}V1") for name in squad}
+        found["squadV2"] = {
+            part: {"items": len(of_part)} | {name: _mean_score(of_part, name) for name in squad}
+            for part, of_part in (("hasAnswer", answerable), ("noAnswer", unanswerable))
+        }
     return found
+
+
+def _answer_nats(cells: dict[tuple[str, str], list[Record]]) -> dict[str, Json]:
+    answerable = {key: [row for row in rows if row["answerable"]] for key, rows in cells.items()}
+    found: dict[str, Json] = {}
+    for (model, condition), rows in answerable.items():
+        if not rows:
+            continue
+        found.setdefault(condition, {})[model] = _nats(rows).to_dict()
+    for condition, values in found.items():
+        if "tuned" in values:
+            values["difference"] = _difference(answerable["base", condition], answerable["tuned", condition]).to_dict()
+    return found
+
+
+def _retrieval(rows: Sequence[Record]) -> Json:
+    """What the passages hold, whatever a model makes of them: over the questions that have an answer."""
+    answerable = [row for row in rows if row["answerable"]]
+    hits = [
+        float(any(passage["oracle"] or passage["chunkId"] == row["chunkId"] for passage in row["passages"]))
+        for row in answerable
+    ]
+    placed = [
+        (row, answer, places)
+        for row in answerable
+        if (answer := verdicts.answer_place(row)) is not None
+        and (places := verdicts.passage_places(row["passages"])) is not None
+    ]
+    most = max((len(places) for _, _, places in placed), default=0)
+    by_count = []
+    for count in range(1, most + 1):
+        both = [shared(places[:count], [answer]) for _, answer, places in placed]
+        of_answers = [both[at] / characters([answer]) for at, (_, answer, _) in enumerate(placed)]
+        of_passages = [both[at] / (characters(places[:count]) or 1) for at, (_, _, places) in enumerate(placed)]
+        clusters = _clusters([row for row, _, _ in placed])
+        by_count.append(
+            {
+                "k": count,
+                "recall": _mean(clusters, of_answers),
+                "precision": _mean(clusters, of_passages),
+                "wholeAnswer": _mean(clusters, [float(share == 1) for share in of_answers]),
+            }
+        )
+    return {
+        "items": len(answerable),
+        "hitRate": _mean(_clusters(answerable), hits),
+        "atK": by_count,
+        "itemsWithoutCharacters": len(answerable) - len(placed),
+        "passagesCut": sum(row["passagesCut"] for row in rows),
+    }
+
+
+def _abstention(rows: Sequence[Record]) -> Json:
+    clusters = _clusters(rows)
+    abstained = [float(row["abstained"]) for row in rows]
+    unanswerable = [float(not row["answerable"]) for row in rows]
+    rightly = [float(row["abstained"] and not row["answerable"]) for row in rows]
+    counts = Counter((row["answerable"], row["abstained"]) for row in rows)
+    return {
+        side: {"answered": counts[answerable, False], "abstained": counts[answerable, True]}
+        for side, answerable in (("answerable", True), ("unanswerable", False))
+    } | {"precision": _ratio(clusters, rightly, abstained), "recall": _ratio(clusters, rightly, unanswerable)}
+
+
+def _citations(rows: Sequence[Record]) -> Json:
+    states = [citations.state_of(row["citations"]) for row in rows]
+    supported = [float(state in ("verified", "repaired")) for state in states]
+    checked = [float(state != "unchecked") for state in states]
+    return {state: states.count(state) for state in citations.STATES} | {
+        "supported": _ratio(_clusters(rows), supported, checked)
+    }
+
+
+def _errors(cells: dict[tuple[str, str], list[Record]]) -> dict[str, Json]:
+    """Where answers with passages were right and where they failed; the counts of a cell add up to its items."""
+    found: dict[str, Json] = {}
+    for (model, condition), rows in cells.items():
+        if condition == "closedBook":
+            continue
+        known = {row["item"] for row in cells[model, "closedBook"] if verdicts.right(row)}
+        counts = Counter(row["outcome"] for row in rows)
+        counts["rightWithoutPassages"] = sum(row["outcome"] == "right" and row["item"] in known for row in rows)
+        counts["rightFromPassages"] = counts["right"] - counts["rightWithoutPassages"]
+        found.setdefault(model, {})[condition] = {"items": len(rows)} | {part: counts[part] for part in ERROR_PARTS}
+    return found
+
+
+def _corpus_bleu(rows: Sequence[Record]) -> Json | None:
+    counts = [metrics.bleu_counts(row["prediction"], [row["reference"]]) for row in rows]
+    return statistics.estimate(_clusters(rows), counts, metrics.corpus_bleu).to_dict() if rows else None
+
+
+def _mean_score(rows: Sequence[Record], name: str) -> Json | None:
+    return _mean(_clusters(rows), [row["scores"][name] for row in rows])
+
+
+def _mean(clusters: Sequence[str], values: Sequence[float]) -> Json | None:
+    """The mean with its interval; None of nothing."""
+    return statistics.mean(clusters, values).to_dict() if values else None
+
+
+def _ratio(clusters: Sequence[str], values: Sequence[float], weights: Sequence[float]) -> Json | None:
+    """The ratio with its interval; None where it would divide by 0."""
+    return statistics.ratio(clusters, values, weights).to_dict() if any(weights) else None
+
+
+def _clusters(rows: Sequence[Record]) -> list[str]:
+    return [row["document"]["cluster"] for row in rows]
 
 
 def _nats(rows: Sequence[Record]) -> statistics.Estimate:
@@ -157,120 +307,3 @@ def _difference(base: Sequence[Record], tuned: Sequence[Record]) -> statistics.E
     clusters = [row["document"]["cluster"] for row in tuned]
     changes = [row["nats"] - before[row["item"]]["nats"] for row in tuned]
     return statistics.ratio(clusters, changes, [row["answerTokens"] for row in tuned])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The page
-
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b1f24}
-table{border-collapse:collapse;margin:1rem 0}td,th{padding:.3rem .8rem;border-bottom:1px solid #d5d9de;text-align:right}
-th:first-child,td:first-child{text-align:left}caption{text-align:left;font-weight:600}small{color:#57606a}
-figure{margin:1rem 0}code{font-size:85%}
-"""
-_COLOURS = {"base": "#8c959f", "tuned": "#0b6bcb"}
-
-
-def page(document: dict[str, Any]) -> str:
-    """The report as one HTML file without external parts."""
-    parts = [
-        f"<h1>Evaluation of {_text(document['model'])}</h1>",
-        f"<p>{_text(sentence(document))}.</p>",
-        *(_table(document, condition) for condition in document["answerNats"]),
-        _plot(document),
-        _facts(document),
-    ]
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Evaluation of {_text(document["model"])}</title>'
-        f"<style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n"
-    )
-
-
-def _table(document: dict[str, Any], condition: str) -> str:
-    models = [model for model in document["scores"] if condition in document["scores"][model]]
-    items = document["scores"]["base"][condition]["items"]
-    rows = []
-    for name in [name for name in document["scores"]["base"][condition] if name != "items"]:
-        cells = "".join(f"<td>{_estimate(document['scores'][model][condition][name])}</td>" for model in models)
-        rows.append(f"<tr><td>{TITLES[name]}</td>{cells}</tr>")
-    nats = document["answerNats"][condition]
-    cells = "".join(f"<td>{_estimate(nats[model])}</td>" for model in models)
-    rows.append(f"<tr><td>Nats an answer token (less is better)</td>{cells}</tr>")
-    if "difference" in nats:
-        rows.append(f"<tr><td>Tuned minus base</td><td></td><td>{_estimate(nats['difference'])}</td></tr>")
-    head = "".join(f"<th>{model}</th>" for model in models)
-    caption = f"{TITLES[condition].capitalize()}, {items} questions"
-    return f"<table><caption>{caption}</caption><tr><th></th>{head}</tr>{''.join(rows)}</table>"
-
-
-def _plot(document: dict[str, Any]) -> str:
-    """Bars of F1, or else the first metric, by condition: base beside tuned, with their intervals."""
-    conditions = list(document["answerNats"])
-    measured = [name for name in document["scores"]["base"][conditions[0]] if name != "items"]
-    name = "f1" if "f1" in measured else measured[0]
-    bars = [
-        (condition, model, document["scores"][model][condition][name])
-        for condition in conditions
-        for model in document["scores"]
-    ]
-    top = max(0.05, *(min(1.0, score["high"] or score["value"]) for _, _, score in bars)) * 1.1
-    height, width, left = 180.0, 64.0, 50.0
-    models = len(document["scores"])
-    shapes = []
-    for number, (condition, model, score) in enumerate(bars):
-        x = left + number * width + (number // models) * 30
-        y = height - height * min(top, score["value"]) / top
-        shapes.append(
-            f'<rect x="{x}" y="{y:.1f}" width="44" height="{height - y:.1f}" fill="{_COLOURS[model]}"/>'
-            f'<text x="{x + 22}" y="{height + 16}" text-anchor="middle">{model}</text>'
-        )
-        if score["low"] is not None:
-            low, high = (height - height * min(top, max(0.0, score[end])) / top for end in ("low", "high"))
-            shapes.append(f'<path d="M{x + 22} {low:.1f}V{high:.1f}" stroke="#1b1f24" stroke-width="1.5"/>')
-        if number % models == 0:
-            shapes.append(f'<text x="{x}" y="{height + 34}">{TITLES[condition]}</text>')
-    axis = "".join(
-        f'<text x="{left - 8}" y="{height - height * part + 4}" text-anchor="end">{top * part:.2f}</text>'
-        f'<path d="M{left - 4} {height - height * part}H{left}" stroke="#57606a"/>'
-        for part in (0.0, 0.5, 1.0)
-    )
-    full = left + len(bars) * width + len(conditions) * 30
-    return (
-        f"<figure><figcaption>{TITLES[name]} with 95 % intervals</figcaption>"
-        f'<svg viewBox="0 -10 {full} {height + 54}" width="{full}" font-size="12" font-family="sans-serif">'
-        f'{axis}<path d="M{left} 0V{height}H{full - 20}" fill="none" stroke="#57606a"/>{"".join(shapes)}</svg></figure>'
-    )
-
-
-def _facts(document: dict[str, Any]) -> str:
-    facts = {
-        "Base model": document["base"].get("path") or document["base"].get("huggingFaceId"),
-        "Base digest": document["base"]["digest"],
-        "Adapter digest": document["adapter"]["digest"] if document["adapter"] else "none",
-        "Dataset digest": document["dataset"]["digest"],
-        "Prompt digest": document["prompt"]["digest"],
-        "Per-item predictions": document["predictions"]["path"],
-        "Time": document["time"],
-    }
-    if document["heldOutText"]:
-        text = document["heldOutText"]
-        facts["Held-out text, nats a token"] = (
-            f"base {text['base']['value']:.3f}, unigram {text['unigram']['value']:.3f}, "
-            f"fitted on {text['unigramFittedOn']}"
-        )
-    if document["retrieval"]:
-        facts["Right passage retrieved"] = f"{document['retrieval']['hitRate']['value']:.0%} of the questions"
-    rows = "".join(
-        f"<tr><td>{_text(name)}</td><td><code>{_text(str(fact))}</code></td></tr>" for name, fact in facts.items()
-    )
-    terms = "".join(f"<li><b>{_text(name)}</b>: {_text(text)}</li>" for name, text in document["definitions"].items())
-    return f"<table><caption>What was measured</caption>{rows}</table><ul>{terms}</ul>"
-
-
-def _estimate(value: dict[str, Any]) -> str:
-    interval = "" if value["low"] is None else f" <small>{value['low']:.3f} to {value['high']:.3f}</small>"
-    return f"{value['value']:.3f}{interval}"
-
-
-def _text(value: str) -> str:
-    return html.escape(value)

@@ -23,6 +23,12 @@ _CONDITIONS = {
     "oracle": "with the right passage",
 }
 
+_ERRORS = {
+    "retrievalMissed": "wrong: retrieval missed",
+    "misread": "wrong: misread",
+    "invented": "wrong: invented",
+}
+
 
 def report_view(report: Json) -> RenderableType:
     """The whole report on one screen."""
@@ -56,10 +62,9 @@ def _parts(report: Json) -> Iterator[RenderableType]:
         yield from _condition(report, condition)
     yield ""
     yield from _held_out(report)
-    if report.get("retrieval"):
-        found = report["retrieval"]
-        share = f"{_percent(found['hitRate'])} of {found['items']} questions"
-        yield f"The right passage was among the retrieved ones for {share}."
+    yield ""
+    yield from _answers(report)
+    yield from _retrieval(report)
     yield ""
     yield Text(verdict(report), style="bold")
 
@@ -77,6 +82,43 @@ def _condition(report: Json, condition: str) -> Iterator[RenderableType]:
     difference = [_estimate(nats["difference"], sign=True)] if "difference" in nats else []
     table.add_row("nats an answer token (less is better)", *(_estimate(nats[model]) for model in models), *difference)
     yield table
+
+
+def _answers(report: Json) -> Iterator[RenderableType]:
+    """What became of the answers in the condition that the system is used in; reports of format 1 do not say."""
+    condition = "retrieved" if "retrieved" in report["answerNats"] else "closedBook"
+    parts: list[tuple[str, Json]] = []
+    for model in report.get("citations", {}):
+        cited, table = report["citations"][model][condition], report["abstention"][model][condition]
+        errors = report["errors"].get(model, {}).get(condition, {})
+        right = errors.get("rightWithoutPassages", 0) + errors.get("rightFromPassages", 0)
+        rows: Json = {"right": right} | {words: errors[part] for part, words in _ERRORS.items()} if errors else {}
+        rows |= {f"words {state} in the sources": cited[state] for state in ("verified", "repaired", "unverified")}
+        rows["words unchecked"] = cited["unchecked"]
+        rows["abstained, rightly"] = table["unanswerable"]["abstained"]
+        rows["abstained, wrongly"] = table["answerable"]["abstained"]
+        parts.append((model, rows))
+    if not parts:
+        return
+    table_view = plain_table(f"ANSWERS {_CONDITIONS[condition]}".upper(), *(model.upper() for model, _ in parts))
+    for name in parts[0][1]:
+        table_view.add_row(name, *(str(rows[name]) for _, rows in parts))
+    yield table_view
+    yield ""
+
+
+def _retrieval(report: Json) -> Iterator[RenderableType]:
+    found = report.get("retrieval")
+    if not found:
+        return
+    share = f"{_percent(found['hitRate'])} of {found['items']} questions"
+    yield f"The right passage was among the retrieved ones for {share}."
+    if found.get("atK"):
+        last = found["atK"][-1]
+        yield (
+            f"{last['k']} passages hold {_percent(last['recall'])} of the right answers' characters; "
+            f"{last['precision']['value'] * 100:.1f} % of what they show is answer."
+        )
 
 
 def _held_out(report: Json) -> Iterator[RenderableType]:
