@@ -8,7 +8,7 @@ import math
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import scipy.stats
@@ -45,6 +45,21 @@ def report(lines: Sequence[Line]) -> dict[str, Any]:
         )
     whole["retrieval"] = retrieval(cells["base"]["retrieved"])
     return whole
+
+
+def differing(one: Any, other: Any, where: str = "") -> Iterator[str]:
+    """The places at which two reports differ, beyond the last digits."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in sorted({*one, *other}):
+            yield from differing(one.get(key), other.get(key), f"{where}.{key}")
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for number, pair in enumerate(zip(one, other, strict=True)):
+            yield from differing(*pair, f"{where}.{number}")
+    elif isinstance(one, float | int) and isinstance(other, float | int):
+        if not math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-9):
+            yield f"{where}: {one} and {other}"
+    elif one != other:
+        yield f"{where}: {one} and {other}"
 
 
 def estimate(lines: Sequence[Line], statistic: Statistic) -> dict[str, Any] | None:
