@@ -55,18 +55,18 @@ async def serve(settings: Settings) -> int:
 async def _work(settings: Settings, stop: Callable[[], object]) -> None:
     """Serve probes and progress, and watch while this replica leads. Whatever ends, ends all."""
     async with AsyncExitStack() as closing:
-        cluster = await Cluster.connect()
+        health = Health(settings.timings.relist_seconds)
+        cluster = await Cluster.connect(health.answered)
         closing.push_async_callback(cluster.close)
-        health = Health()
         probes = await health.serve(settings.health_port)
         closing.push_async_callback(probes.cleanup)
         closing.callback(asyncio.create_task(health.tick()).cancel)
         authority = await _serve_progress(cluster, settings, closing)
         identity = f"{os.environ.get('POD_NAME', socket.gethostname())}_{secrets.token_hex(4)}"
-        lease = Lease(cluster, Cluster.connect, settings, identity)
+        lease = Lease(cluster, lambda: Cluster.connect(health.answered), settings, identity)
         health.watch_lease(lambda: lease.held)
         health.ready()
-        reconciler = Reconciler(cluster, settings, _now, authority)
+        reconciler = Reconciler(cluster, settings, _now, authority, health)
         await lease.lead(lambda: watch(cluster, settings, reconciler, health, stop))
 
 

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -15,6 +15,7 @@ from mark_operator.seen import Body
 
 log = logging.getLogger(__name__)
 
+Answered = Callable[[str, str, int], None]
 FIELD_MANAGER = "mark-operator"
 PROGRESS_MANAGER = "mark-progress"
 PAGE_SIZE = 500
@@ -95,18 +96,20 @@ class ApiError(Exception):
 class Cluster:
     """One connection to one API server."""
 
-    def __init__(self, configuration: client.Configuration) -> None:
+    def __init__(self, configuration: client.Configuration, answered: Answered | None = None) -> None:
         self._client = client.ApiClient(configuration)
+        self._answered = answered or (lambda verb, resource, status: None)
 
     @classmethod
-    async def connect(cls) -> "Cluster":
-        """The cluster around this Pod, or the one that KUBECONFIG names."""
+    async def connect(cls, answered: Answered | None = None) -> "Cluster":
+        """The cluster around this Pod, or the one that KUBECONFIG names. `answered` hears of every answer: verb,
+        resource, HTTP status."""
         configuration = client.Configuration()
         try:
             config.load_incluster_config(configuration)
         except config.ConfigException:
             await config.load_kube_config(client_configuration=configuration)
-        return cls(configuration)
+        return cls(configuration, answered)
 
     async def close(self) -> None:
         await self._client.close()
@@ -214,8 +217,18 @@ class Cluster:
             response = await self._client.call_api(*request, _request_timeout=REQUEST_SECONDS)
             data = await response.read()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            self._answered(method, _resource_of(path), 0)
             raise ApiError(0, "NoAnswer", f"{type(error).__name__}: {error}") from error
+        self._answered(method, _resource_of(path), response.status)
         return _read(response.status, data)
+
+
+def _resource_of(path: str) -> str:
+    """The resource in a path, with its subresource: `jobs`, `trainingruns/status`."""
+    parts = path.strip("/").split("/")
+    parts = parts[3:] if parts[0] == "apis" else parts[2:]
+    parts = parts[2:] if parts[0] == "namespaces" and len(parts) > 2 else parts
+    return "/".join([parts[0], *parts[2:3]])
 
 
 def _read(status: int, data: bytes) -> Body:

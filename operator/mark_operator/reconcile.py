@@ -13,10 +13,12 @@ from mark_operator import clock, planning
 from mark_operator.cluster import ApiError, Cluster
 from mark_operator.decision import Decision, Event, ModelWrite
 from mark_operator.findings import look
+from mark_operator.health import Health
 from mark_operator.messages import Note, note
 from mark_operator.registry.decide import keep_current
 from mark_operator.run import decide as rules
 from mark_operator.run.plan import Rendering
+from mark_operator.run.usage import ended_attempts
 from mark_operator.run.view import View, is_terminal, status_of
 from mark_operator.run.waiting import unusable
 from mark_operator.seen import Body, Findings, RunKey, Seen, owned_by
@@ -32,12 +34,13 @@ class Reconciler:
     """Brings one run at a time a step further."""
 
     def __init__(
-        self, cluster: Cluster, settings: Settings, now: Callable[[], datetime], authority: str | None
+        self, cluster: Cluster, settings: Settings, now: Callable[[], datetime], authority: str | None, health: Health
     ) -> None:
         self._cluster = cluster
         self._settings = settings
         self._now = now
         self._authority = authority
+        self._health = health
         self._checked: dict[RunKey, datetime] = {}
 
     async def look_at(self, key: RunKey) -> float | None:
@@ -174,9 +177,17 @@ class Reconciler:
             "status": {field: value for field, value in status.to_dict().items() if field not in TOLD_BY_TRAINERS},
         }
         await self._cluster.apply_status(body)
+        self._count(view, status)
         for event in rules.events(old, status):
             log.info("%s: %s", event.reason, event.message, extra={"run": str(seen.key)})
             await self._tell(view, event)
+
+    def _count(self, view: View, new: RunStatus) -> None:
+        """What the metrics tell of a change."""
+        old, kind = view.status, view.seen.key.kind
+        self._health.moved(kind, old.state, new.state)
+        for usage in ended_attempts(old, new, view.seen.own_jobs, view.now):
+            self._health.attempt_ended(kind, usage.stage, usage.outcome, usage.gpu_seconds)
 
     async def _tell(self, view: View, event: Event) -> None:
         """An Event for people. Losing one loses no fact, so a failure is only logged."""

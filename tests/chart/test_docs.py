@@ -9,7 +9,7 @@ from mark_operator.cli.main import mark
 from mark_operator.messages import SENTENCES
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "docs" / name for name in ("runbook.md", "install.md", "opt-in.md")] + [
+DOCUMENTS = [ROOT / "docs" / name for name in ("runbook.md", "install.md", "opt-in.md", "metrics.md")] + [
     ROOT / "manifests" / "gitops" / "README.md"
 ]
 

@@ -5,6 +5,7 @@ import json
 import socket
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,36 @@ def test_memory_stays_small(alone: Any, bench: Any) -> None:
     bench.wait_for_state("PlanReady", seconds=60)
     print(f"resident: {operator.resident_megabytes:.0f} MB")
     assert operator.resident_megabytes < 200
+
+
+def test_metrics_logs_and_events_tell_of_a_run(alone: Any, bench: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    operator = alone(healthPort=port)
+    operator.start()
+    bench.run()
+    bench.wait_for_state("PlanReady", seconds=60)
+    bench.confirm()
+    bench.finish("run-t-preflight-1", 64, outcome="UserMistake", reason="NoSuchModel", message="it is not there")
+    bench.wait_for_state("Failed")
+
+    def tells(line: str) -> bool:
+        return line in urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+
+    for line in (
+        'mark_operator_attempts_total{kind="TrainingRun",outcome="Failed",stage="preflight"} 1.0',
+        'mark_operator_runs{kind="TrainingRun",state="Failed"} 1.0',
+        'mark_operator_api_calls_total{resource="configmaps",status="201",verb="POST"} 1.0',
+        "mark_operator_leading 1.0",
+    ):
+        bench.wait(lambda line=line: tells(line))
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz") as answer:
+        assert answer.status == 200
+    lines = [json.loads(line) for line in operator.log.splitlines()]
+    about = [line for line in lines if line.get("run") == f"TrainingRun {bench.namespace}/run"]
+    assert {"created Job run-t-preflight-1", "NoSuchModel: it is not there"} <= {line["message"] for line in about}
+    told = [event["reason"] for event in bench.get("events")["items"] if event["involvedObject"]["name"] == "run"]
+    assert {"PlanReady", "Confirmed", "NoSuchModel"} <= set(told)
 
 
 def test_signals_before_leading_are_obeyed(alone: Any) -> None:
