@@ -7,6 +7,7 @@ import click
 import pytest
 from mark_operator.cli.main import mark
 from mark_operator.messages import SENTENCES
+from mark_trainer import report
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "docs" / name for name in ("runbook.md", "install.md", "opt-in.md", "metrics.md")] + [
@@ -26,6 +27,11 @@ def test_reason_has_a_section(reason: str) -> None:
 
 def test_no_section_without_a_reason() -> None:
     assert set(sections()) - set(SENTENCES) == {"Other reasons"}
+
+
+def test_every_number_of_a_report_is_explained() -> None:
+    words = (ROOT / "docs" / "trainer.md").read_text()
+    assert [name for name in report.definitions() if f"`{name}`" not in words] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

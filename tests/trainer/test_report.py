@@ -2,7 +2,6 @@
 
 import json
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -188,8 +187,3 @@ def part_of_a_passage(characters: int) -> list[Record]:
 )  # fmt: skip
 def test_the_first_cause_that_applies_is_the_outcome(parts: Record, outcome: str) -> None:
     assert verdicts.outcome(an_answer(**parts)) == outcome
-
-
-def test_every_definition_stands_in_the_documentation() -> None:
-    words = (Path(__file__).resolve().parents[2] / "docs/trainer.md").read_text()
-    assert [name for name in report.definitions() if f"`{name}`" not in words] == []
