@@ -22,7 +22,8 @@ _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#1b1f24}
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.3rem .8rem;border-bottom:1px solid #d5d9de;text-align:right}
 th:first-child,td:first-child{text-align:left}caption{text-align:left;font-weight:600}small{color:#57606a}
-td small{white-space:nowrap}.text small{white-space:normal}figure{margin:1rem 0}code{font-size:85%;overflow-wrap:anywhere}.text td,.text th{text-align:left;vertical-align:top}
+td small{white-space:nowrap}.text small{white-space:normal}
+figure{margin:1rem 0}code{font-size:85%;overflow-wrap:anywhere}.text td,.text th{text-align:left;vertical-align:top}
 details{border-top:1px solid #d5d9de;padding:.4rem 0}summary{cursor:pointer}mark{background:#cfe8d5}
 blockquote{margin:.2rem 0;padding-left:.7rem;border-left:3px solid #d5d9de;color:#57606a}
 .verified,.right{color:#116329}.repaired{color:#7d4e00}.unverified,.invented{color:#a40e26}
