@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mark_crds.job_output import ExitCode, Result
 from mark_trainer import ingest
 from mark_trainer.failures import BadData, MachineTrouble, Stopped, UserMistake, failure_of
@@ -62,6 +63,7 @@ def test_a_stage_that_does_not_exist_yet(
         (OSError(errno.ENOSPC, "No space left on device"), 64, "DiskFull"),
         (RuntimeError("database or disk is full"), 64, "DiskFull"),
         (MemoryError(), 70, "OutOfMemory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"), 70, "GpuOutOfMemory"),
         (ValueError("first line\nlast line"), 70, "UnexpectedError"),
     ],
 )

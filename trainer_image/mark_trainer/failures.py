@@ -55,6 +55,10 @@ class Stopped(Failure):
     outcome = "Stopped"
 
 
+# torch.OutOfMemoryError, by name: this module must not import torch.
+GPU_OUT_OF_MEMORY = "OutOfMemoryError"
+
+
 def failure_of(error: BaseException) -> Failure:
     """The failure that any exception of a stage amounts to."""
     if isinstance(error, Failure):
@@ -68,6 +72,12 @@ def failure_of(error: BaseException) -> Failure:
         )
     if isinstance(error, MemoryError):
         return MachineTrouble("OutOfMemory", "the stage ran out of memory: raise the memory of its Pods")
+    if type(error).__name__ == GPU_OUT_OF_MEMORY:
+        return MachineTrouble(
+            "GpuOutOfMemory",
+            "a GPU ran out of memory: lower batchSize and raise gradientAccumulationSteps by as much, which trains "
+            f"the same, or lower maxLength ({_last_line(str(error))})",
+        )
     return MachineTrouble("UnexpectedError", f"{type(error).__name__}: {_last_line(str(error))}")
 
 
