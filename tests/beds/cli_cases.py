@@ -95,6 +95,7 @@ def running_run() -> dict[str, Any]:
             "etaSeconds": 725,
             "updated": "2026-05-04T10:29:58Z",
         },
+        lastCheckpoint={"stage": "lora", "step": 120, "time": "2026-05-04T10:28:00Z"},
         conditions=[
             condition("Planned", "True", "Planned", "Plan 3f9a1c27b8de was made."),
             condition("Confirmed", "True", "Confirmed", "Plan 3f9a1c27b8de was confirmed"),

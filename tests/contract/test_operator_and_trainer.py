@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -17,7 +18,7 @@ from mark_crds.job_output import ExitCode
 from mark_crds.training_run import TrainingRunSpec
 from mark_operator import planning
 from mark_operator.job_facts import Done, Ended, read_job
-from mark_operator.progress import read_post
+from mark_operator.progress import read_checkpoint, read_post, read_told
 from mark_operator.run.objects import bind
 from mark_operator.run.plan import Rendering
 from mark_operator.seen import RunKey
@@ -88,11 +89,17 @@ def test_the_operator_reads_what_the_trainer_posts() -> None:
     with HTTPServer(("127.0.0.1", 0), Taker) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         reporter = progress.Progress("lora", progress.Server(f"http://127.0.0.1:{server.server_port}", None, None))
-        reporter.report(30, 40, loss=1.5, epoch=2.25, tokensPerSecond=1234.0)
+        reporter.kept(28)
+        reporter.report(30, 40, loss=1.5, epoch=2.25, learningRate=2e-4, gradNorm=0.75, tokensPerSecond=1234.0)
         reporter.close()
         server.shutdown()
     told = read_post(json.loads(posts[-1]), "lora", "2026-01-31T12:00:00Z")
     assert (told.percent, told.step, told.steps, told.loss, told.epoch, told.tokens_per_second) == (75, 30, 40, "1.5", "2.25", "1234")
+    noon = datetime(2026, 1, 31, 12, tzinfo=UTC)
+    curves = {item.name: item.value for item in read_told(json.loads(posts[-1]), "lora", noon)}
+    assert curves == {"loss": "1.5", "learningRate": "0.0002", "gradNorm": "0.75", "tokensPerSecond": "1234"}
+    kept = read_checkpoint(json.loads(posts[-1]), "lora", noon)
+    assert kept is not None and kept.step == 28 and timedelta() <= noon - datetime.fromisoformat(kept.time) < timedelta(minutes=1)
 
 
 def ended(tmp_path: Path, arguments: list[str]) -> tuple[int, str]:

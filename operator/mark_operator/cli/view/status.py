@@ -24,6 +24,7 @@ _STYLES = {
 # What stands in the screen's other lines anyway.
 _SAID_ELSEWHERE = {
     ("Planned", "True"),
+    ("Admitted", "True"),
     ("Confirmed", "True"),
     ("Ready", "True"),
     ("Stalled", "False"),
@@ -48,6 +49,9 @@ def _parts(run: Json, status: Json, now: datetime) -> Iterator[RenderableType]:
     if _is_running(status) and status.get("progress"):
         yield ""
         yield progress_line(status["progress"])
+        if kept := status.get("lastCheckpoint"):
+            age = duration(seconds_between(kept["time"], now))
+            yield f"last checkpoint: step {kept['step']} of {kept['stage']}, {age} ago"
     messages = [_condition_line(condition, status.get("state")) for condition in _telling(status)]
     if messages:
         yield ""
