@@ -35,13 +35,22 @@ def is_name(text: str) -> bool:
 def extended(old: Metrics | None, news: Iterable[Told], now: str) -> Metrics:
     """The series with the news in them. Only the last points of each stay, and only the series told of last."""
     series = {(item.stage, item.name): item.points for item in (old.series if old else ())}
-    for told in sorted(news, key=lambda item: item.at):
-        # Two replicas hear parts of one story, so a point may come late: time tells where it belongs.
-        points = series.pop((told.stage, told.name), ())
-        series[told.stage, told.name] = _in_order((*points, (told.step, told.at, told.value)))
+    for key, points in _by_series(news).items():
+        series[key] = _in_order((*series.pop(key, ()), *points))
     kept = list(series.items())[-SERIES_LIMIT:]
     found = (Series(stage=stage, name=name, points=points) for (stage, name), points in kept)
     return Metrics(updated=now, series=tuple(found))
+
+
+def _by_series(news: Iterable[Told]) -> dict[tuple[str, str], list[Point]]:
+    """The news of each series; the one that was told of last comes last."""
+    found: dict[tuple[str, str], list[Point]] = {}
+    # Two replicas hear parts of one story, so a point may come late: time tells where it belongs.
+    for told in sorted(news, key=lambda item: item.at):
+        points = found.pop((told.stage, told.name), [])
+        points.append((told.step, told.at, told.value))
+        found[told.stage, told.name] = points
+    return found
 
 
 def _in_order(points: tuple[Point, ...]) -> tuple[Point, ...]:

@@ -1,9 +1,11 @@
 """From a post in Kubeflow Trainer's progress protocol to a run's progress, checkpoint and metrics. Pure."""
 
+import itertools
 import math
 from datetime import datetime, timedelta
 from typing import Any
 
+from mark_crds.metrics import SERIES_LIMIT
 from mark_crds.run import LastCheckpoint, Progress
 
 from mark_operator import clock
@@ -65,7 +67,8 @@ def read_told(post: Any, stage: str, now: datetime) -> tuple[Told, ...]:
     if step is None:
         return ()
     numbers = ((name, _text(value)) for name, value in metrics.items() if name not in COUNTERS and is_name(name))
-    return tuple(Told(stage, name, step, at, value) for name, value in numbers if value is not None)
+    told = (Told(stage, name, step, at, value) for name, value in numbers if value is not None)
+    return tuple(itertools.islice(told, SERIES_LIMIT))
 
 
 def _status(post: Any) -> dict[str, Any]:

@@ -92,6 +92,7 @@ def test_counters_odd_names_and_words_make_no_curve() -> None:
     found = read_told(post(step=4, checkpointStep=2, checkpointAgeSeconds=1, **odd), "lora", NOON)
     assert [(item.name, item.value, item.step) for item in found] == [("loss", "2.5", 4), ("grad_norm", "1.25", 4)]
     assert read_told(post(loss=1), "lora", NOON) == (), "no step, no point"
+    assert len(read_told(post(step=1, **{f"m{number}": 1 for number in range(500)}), "lora", NOON)) == SERIES_LIMIT
 
 
 def test_a_checkpoint_is_as_old_as_the_trainer_says_by_our_clock() -> None:
