@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
+from urllib.request import getproxies
 
 import aiohttp
 from kubernetes.aio import client, config
@@ -97,6 +98,8 @@ class Cluster:
     """One connection to one API server."""
 
     def __init__(self, configuration: client.Configuration, answered: Answered | None = None) -> None:
+        # Where there is no proxy, nobody needs to look for one, in a thread, before each request.
+        configuration.client_session_kwargs = {"trust_env": bool(getproxies())}
         self._client = client.ApiClient(configuration)
         self._answered = answered or (lambda verb, resource, status: None)
 

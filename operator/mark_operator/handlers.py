@@ -4,7 +4,7 @@ Each handler only says which run to look at; kopf writes nothing on any object."
 import dataclasses
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,20 +17,47 @@ CREDENTIALS_LAST = timedelta(minutes=10)
 CHILDREN = (("batch", "v1", "jobs"), ("", "v1", "pods"))
 
 
-def registry(look_at: Callable[[RunKey], None], heard: Callable[[], None]) -> kopf.OperatorRegistry:
-    """Handlers that pass keys to `look_at`; `heard` is called at every event."""
+class Attention:
+    """Which events ask for a look. A run that is settled, a run as our own pass left it, the children of a settled run
+    and a Job that was just created have nothing new to tell."""
+
+    def __init__(self, look_at: Callable[[RunKey], None], wrote: Callable[[RunKey, Mapping[str, Any]], bool]) -> None:
+        self._look_at = look_at
+        self._wrote = wrote
+        self._settled: set[str] = set()
+
+    def run(self, body: Mapping[str, Any], event: str | None = None) -> None:
+        """A run or a Model, as an event tells of it; without event, as a list does, which repairs what was missed."""
+        metadata = body["metadata"]
+        key = RunKey(body["kind"], metadata["namespace"], metadata["name"])
+        if is_settled(body) and event != "DELETED":
+            self._settled.add(metadata["uid"])
+            return
+        self._settled.discard(metadata["uid"])
+        if event != "MODIFIED" or not self._wrote(key, body):
+            self._look_at(key)
+
+    def child(self, body: Mapping[str, Any], event: str | None) -> None:
+        """A Job or a Pod of a run."""
+        metadata = body["metadata"]
+        labels = dict(metadata.get("labels", {}))
+        key = key_from_labels(metadata["namespace"], labels)
+        created = event == "ADDED" and body["kind"] == "Job"
+        if key is not None and not created and labels.get(names.RUN_UID_LABEL) not in self._settled:
+            self._look_at(key)
+
+
+def registry(attention: Attention, heard: Callable[[], None]) -> kopf.OperatorRegistry:
+    """Handlers that say what changed; `heard` is called at every event."""
     handlers = kopf.OperatorRegistry()
 
     async def on_run(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 - kopf names it
         heard()
-        if not is_settled(body):
-            look_at(RunKey(body["kind"], body["metadata"]["namespace"], body["metadata"]["name"]))
+        attention.run(body, type)
 
     async def on_child(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 - kopf names it
         heard()
-        key = key_from_labels(body["metadata"]["namespace"], dict(body["metadata"].get("labels", {})))
-        if key is not None:
-            look_at(key)
+        attention.child(body, type)
 
     for plural in names.PLURALS.values():
         kopf.on.event(names.GROUP, names.VERSION, plural, registry=handlers, id=plural)(on_run)
@@ -54,6 +81,7 @@ def watch_settings() -> kopf.OperatorSettings:
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.peering.standalone = True
+    settings.persistence.diffbase_storage = _NoMemory()
     settings.watching.inactivity_timeout = 70
     settings.watching.server_timeout = 300
     settings.watching.connect_timeout = 10
@@ -62,6 +90,19 @@ def watch_settings() -> kopf.OperatorSettings:
     for _, _, plural in CHILDREN:
         settings.watching.label_selectors[plural] = names.RUN_LABEL
     return settings
+
+
+class _NoMemory(kopf.DiffBaseStorage):
+    """kopf compares nothing here, so it need not copy every object for a comparison."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        raise AssertionError("kopf stores nothing on anybody's objects")
 
 
 class _Backoffs:

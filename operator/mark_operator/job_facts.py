@@ -31,6 +31,8 @@ SMALLER_BATCHES = (
     "Lower batchSize, raise gradientAccumulationSteps by as much (spec.lora), or raise spec.resources.memory"
 )
 LAST_WORDS = 500
+# What every Pod waits for at first; all else that a Pod waits for is trouble.
+COMES_UP = "being created"
 
 
 Cause = Literal["Unschedulable", "ImageNotPulled", "PodNotCreated", "PendingTooLong"]
@@ -42,6 +44,11 @@ class Waiting:
 
     detail: str
     cause: Cause = "PendingTooLong"
+
+    @property
+    def ordinary(self) -> bool:
+        """Whether every Pod waits like this at first."""
+        return self.detail.endswith(COMES_UP)
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,9 @@ class Running:
 
 @dataclass(frozen=True)
 class Stopping:
-    """The end has begun, but the Job has not said so yet; Pods may still work."""
+    """The end has begun, but the Job has not said so yet; Pods may still work. `by_itself`: no Pod was told to stop."""
+
+    by_itself: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,12 +135,12 @@ def _terminated(pod: Body) -> Body:
 def _active(pods: list[Body], wanted: int) -> Fact:
     running = sum("running" in _trainer(pod).get("state", {}) for pod in pods)
     if any(_terminated(pod) or not pod_is_live(pod) for pod in pods):
-        return Running() if running else Stopping()
+        return Running() if running else Stopping(by_itself=True)
     if running >= wanted:
         return Running()
     waits = [wait for pod in pods if (wait := _why_waiting(pod)) is not None]
-    missing = Waiting("its Pod is being created" if wanted == 1 else "its Pods are being created", "PodNotCreated")
-    first = waits[0] if waits else missing if len(pods) < wanted else Waiting("the containers are being created")
+    missing = Waiting(f"its Pod is {COMES_UP}" if wanted == 1 else f"its Pods are {COMES_UP}", "PodNotCreated")
+    first = waits[0] if waits else missing if len(pods) < wanted else Waiting(f"the containers are {COMES_UP}")
     return replace(first, detail=f"{running} of {wanted} Pods run; {first.detail}") if running else first
 
 
@@ -148,7 +157,7 @@ def _why_waiting(pod: Body) -> Waiting | None:
             cause = "Unschedulable" if reason == "Unschedulable" else "PendingTooLong"
             return Waiting(f"{reason}: {condition.get('message', 'no details')}", cause)
     creating = "running" not in state and pod.get("spec", {}).get("nodeName")
-    return Waiting("the container is being created") if creating else None
+    return Waiting(f"the container is {COMES_UP}") if creating else None
 
 
 def _completed(job: Body, pods: list[Body]) -> Fact:

@@ -1,7 +1,8 @@
-"""A queue of keys: each key is worked on by one worker at a time, never lost, tried again with growing pauses. It
-knows nothing of runs."""
+"""A queue of keys: each key is worked on by one worker at a time, never lost, tried again with growing pauses. What
+changed comes before what is only looked at again. It knows nothing of runs."""
 
 import asyncio
+import itertools
 import logging
 import random
 from collections.abc import Awaitable, Callable, Hashable
@@ -9,7 +10,8 @@ from typing import Generic, TypeVar
 
 log = logging.getLogger(__name__)
 
-WORKERS = 16
+WORKERS = 32
+CHANGED, LOOKED_AT_AGAIN = 0, 1
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 60.0
 
@@ -22,8 +24,9 @@ class Queue(Generic[Key]):
     def __init__(self, work: Callable[[Key], Awaitable[float | None]], *, workers: int = WORKERS) -> None:
         self._work = work
         self._workers = workers
-        self._ready: asyncio.Queue[Key] = asyncio.Queue()
-        self._waiting: set[Key] = set()
+        self._ready: asyncio.PriorityQueue[tuple[int, int, Key]] = asyncio.PriorityQueue()
+        self._turns = itertools.count()
+        self._waiting: dict[Key, int] = {}
         self._working: set[Key] = set()
         self._again: set[Key] = set()
         self._timers: dict[Key, asyncio.TimerHandle] = {}
@@ -36,9 +39,8 @@ class Queue(Generic[Key]):
             timer.cancel()
         if key in self._working:
             self._again.add(key)
-        elif key not in self._waiting:
-            self._waiting.add(key)
-            self._ready.put_nowait(key)
+        else:
+            self._wait(key, CHANGED)
 
     def add_later(self, key: Key, seconds: float) -> None:
         """Look at this key after a pause, unless something happens to it earlier."""
@@ -67,12 +69,23 @@ class Queue(Generic[Key]):
 
     def _ring(self, key: Key) -> None:
         self._timers.pop(key, None)
-        self.add(key)
+        if key in self._working:
+            self._again.add(key)
+        else:
+            self._wait(key, LOOKED_AT_AGAIN)
+
+    def _wait(self, key: Key, urgency: int) -> None:
+        """Line the key up, unless it waits already; what becomes more urgent moves forward."""
+        if urgency < self._waiting.get(key, LOOKED_AT_AGAIN + 1):
+            self._waiting[key] = urgency
+            self._ready.put_nowait((urgency, next(self._turns), key))
 
     async def _worker(self) -> None:
         while True:
-            key = await self._ready.get()
-            self._waiting.discard(key)
+            urgency, _, key = await self._ready.get()
+            if self._waiting.get(key) != urgency:
+                continue  # it moved forward and had its turn
+            del self._waiting[key]
             self._working.add(key)
             try:
                 pause = await self._pass(key)

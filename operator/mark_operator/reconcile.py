@@ -3,8 +3,10 @@ clock."""
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from mark_crds import names
 from mark_crds.run import RunStatus
@@ -12,7 +14,7 @@ from mark_crds.run import RunStatus
 from mark_operator import clock, planning
 from mark_operator.cluster import ApiError, Cluster
 from mark_operator.decision import Decision, Event, ModelWrite
-from mark_operator.findings import look
+from mark_operator.findings import Questions
 from mark_operator.health import Health
 from mark_operator.messages import Note, note
 from mark_operator.registry.decide import keep_current
@@ -28,6 +30,8 @@ log = logging.getLogger(__name__)
 
 # Fields of the status that the progress server writes.
 TOLD_BY_TRAINERS = ("progress", "lastCheckpoint")
+# More than a run ever takes at once; a rule that never comes to rest is slowed down to one round through the queue.
+LONGEST_PASS = 8
 
 
 class Reconciler:
@@ -41,21 +45,22 @@ class Reconciler:
         self._now = now
         self._authority = authority
         self._health = health
+        self._questions = Questions(cluster)
         self._checked: dict[RunKey, datetime] = {}
+        self._written: dict[RunKey, str] = {}
 
     async def look_at(self, key: RunKey) -> float | None:
         """One pass; the seconds until the next look, if there should be one without an event."""
         body = await self._cluster.get(key.kind, key.namespace, key.name)
         if body is None:
             self._checked.pop(key, None)
+            self._written.pop(key, None)
             return None
         if key.kind == "Model":
             await self._look_at_model(body)
             return None
-        view = View(await self._see(key, body), self._settings, self._now())
-        decision = await self._decide(view)
         try:
-            await self._act(view, decision)
+            return await self._step_by_step(await self._see(key, body))
         except ApiError as error:
             if error.namespace_terminates:
                 return None
@@ -63,7 +68,25 @@ class Reconciler:
                 # Somebody wrote in between, most often the progress server: look again at what stands there now.
                 return 0
             raise
-        return decision.again_in
+
+    def wrote(self, key: RunKey, body: Mapping[str, Any]) -> bool:
+        """Whether this is what the last pass itself left behind, so that there is nothing new to see in it."""
+        return self._written.get(key, "") == str(body["metadata"].get("resourceVersion"))
+
+    async def _step_by_step(self, seen: Seen) -> float | None:
+        """Steps that follow one another at once, each on what the API server answered to the one before."""
+        for _ in range(LONGEST_PASS):
+            view = View(seen, self._settings, self._now())
+            decision = await self._decide(view)
+            changed = await self._act(view, decision)
+            if changed is None or decision.again_in != 0:
+                return decision.again_in
+            seen = changed
+            if view.status.started_at is None and "startedAt" in changed.run.get("status", {}):
+                # What a run owns comes after its start, and a name that is taken shows when a child is created. Only
+                # the Pods of an earlier run of this name have to be looked for.
+                seen = replace(changed, pods=await self._children("Pod", seen.key, _labels(seen.key)))
+        return 0
 
     async def _look_at_model(self, body: Body) -> None:
         write = keep_current(body)
@@ -74,7 +97,7 @@ class Reconciler:
         status, cleans_up = run.get("status", {}), "ttlSecondsAfterFinished" in run["spec"]
         if "startedAt" not in status or ("finishedAt" in status and not cleans_up):
             return Seen(key, run, models=await self._models(key, run), authority=self._authority)
-        labels = {names.KIND_LABEL: key.kind, names.RUN_LABEL: key.name}
+        labels = _labels(key)
         plan_name = names.plan_name(key.kind, key.name)
         jobs, pods, plan, models = await asyncio.gather(
             self._children("Job", key, labels),
@@ -101,8 +124,10 @@ class Reconciler:
         """The decision; a spec that makes the planner raise gets a condition instead of being tried for ever."""
         seen, started = view.seen, view.status.started_at is not None
         try:
-            rendering = planning.plan(seen.key, view.spec, view.settings, seen.models)
-            findings = None if started or isinstance(rendering, Note) else await self._findings(view, rendering)
+            rendering = None if _is_planned(view) else planning.plan(seen.key, view.spec, view.settings, seen.models)
+            findings = None
+            if isinstance(rendering, Rendering) and not started:
+                findings = await self._findings(view, rendering)
             return rules.decide(view, rendering, findings)
         except ApiError:
             raise
@@ -125,15 +150,19 @@ class Reconciler:
         if known and not view.confirmed and (view.now - last).total_seconds() < period * 0.9:
             return None
         self._checked[key] = view.now
-        return await look(self._cluster, rendering, view.seen.uid, confirmed=view.confirmed)
+        return await self._questions.look(rendering, view.seen.uid, confirmed=view.confirmed)
 
-    async def _act(self, view: View, decision: Decision) -> None:
+    async def _act(self, view: View, decision: Decision) -> Seen | None:
+        """Carry the decision out; the run as it is then known to be, or None when nothing of it was changed."""
         seen, status = view.seen, decision.status
+        changed: Seen | None = None
         for body in decision.create:
-            taken = await self._create(body, seen)
-            if taken is not None:
-                await self._write_status(view, view.stand("Starting", taken))
-                return
+            child = await self._create(body, seen)
+            if isinstance(child, Note):
+                await self._write_status(view, view.stand("Starting", child))
+                return None
+            if body["kind"] == "ConfigMap":
+                seen = changed = replace(seen, plan_object=child)
         for deletion in decision.delete:
             await self._cluster.delete(deletion.kind, seen.key.namespace, deletion.name, deletion.uid)
             log.info("deleted %s %s", deletion.kind, deletion.name, extra={"run": str(seen.key)})
@@ -143,28 +172,29 @@ class Reconciler:
         if decision.model is not None:
             existing = next((body for body in seen.models if body["metadata"]["name"] == decision.model.name), None)
             await self._write_model(decision.model, existing)
-        if status is not None:
-            await self._write_status(view, status)
+        run = await self._write_status(view, status) if status is not None else None
+        return replace(seen, run=run) if run is not None else changed
 
-    async def _create(self, body: Body, seen: Seen) -> Note | None:
+    async def _create(self, body: Body, seen: Seen) -> Body | Note:
         """Create a child once. Its name being taken is fine if it belongs to this very run; else the name of the taker
         comes back."""
         kind, name = body["kind"], body["metadata"]["name"]
         try:
-            await self._cluster.create(body)
+            created = await self._cluster.create(body)
         except ApiError as error:
             if not error.exists_already:
                 raise
             found = await self._cluster.get(kind, seen.key.namespace, name)
-            return None if found and owned_by(found, seen.uid) else note("NameTaken", taken=f"{kind} {name}")
+            return found if found and owned_by(found, seen.uid) else note("NameTaken", taken=f"{kind} {name}")
         log.info("created %s %s", kind, name, extra={"run": str(seen.key)})
-        return None
+        return created
 
-    async def _write_status(self, view: View, status: RunStatus) -> None:
-        """Write the status if it differs, on exactly the object that was read; then say so in an Event."""
+    async def _write_status(self, view: View, status: RunStatus) -> Body | None:
+        """Write the status if it differs, on exactly the object that was read; then say so in Events. The run as it was
+        written, or None when there was nothing to write."""
         seen, old = view.seen, view.status
         if status == old:
-            return
+            return None
         metadata = seen.run["metadata"]
         body = {
             "apiVersion": names.API_VERSION,
@@ -176,11 +206,14 @@ class Reconciler:
             },
             "status": {field: value for field, value in status.to_dict().items() if field not in TOLD_BY_TRAINERS},
         }
-        await self._cluster.apply_status(body)
+        written = await self._cluster.apply_status(body)
+        self._written[seen.key] = written["metadata"]["resourceVersion"]
         self._count(view, status)
-        for event in rules.events(old, status):
+        events = rules.events(old, status)
+        for event in events:
             log.info("%s: %s", event.reason, event.message, extra={"run": str(seen.key)})
-            await self._tell(view, event)
+        await asyncio.gather(*(self._tell(view, event) for event in events))
+        return written
 
     def _count(self, view: View, new: RunStatus) -> None:
         """What the metrics tell of a change."""
@@ -207,6 +240,16 @@ class Reconciler:
             {**head, "metadata": {**metadata, **version}, "status": write.status.to_dict()}
         )
         log.info("wrote Model %s", write.name)
+
+
+def _labels(key: RunKey) -> dict[str, str]:
+    """The labels of every child of a run of this name."""
+    return {names.KIND_LABEL: key.kind, names.RUN_LABEL: key.name}
+
+
+def _is_planned(view: View) -> bool:
+    """Whether nothing more depends on the plan as it would be made now."""
+    return is_terminal(view.status) or view.seen.stored_plan is not None
 
 
 def _event_object(view: View, event: Event) -> Body:

@@ -10,11 +10,11 @@ import kopf
 from mark_crds import names
 
 from mark_operator.cluster import ApiError, Cluster
-from mark_operator.handlers import registry, watch_settings
+from mark_operator.handlers import Attention, registry, watch_settings
 from mark_operator.health import Health
 from mark_operator.queue import Queue
 from mark_operator.reconcile import Reconciler
-from mark_operator.seen import RunKey, is_settled
+from mark_operator.seen import RunKey
 from mark_operator.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -28,13 +28,14 @@ async def watch(
     """Look at runs until the process is told to stop. Ends when kopf ends: it is made to crash rather than to limp."""
     queue: Queue[RunKey] = Queue(health.timed(reconciler.look_at))
     health.watch_queue(lambda: len(queue))
-    await _list_until_it_works(cluster, settings, queue, health)
+    attention = Attention(queue.add, reconciler.wrote)
+    await _list_until_it_works(cluster, settings, attention, health)
     started = asyncio.Event()
-    works = (queue.run(), _relist(cluster, settings, queue, health), _take_signal_back(started, stop))
+    works = (queue.run(), _relist(cluster, settings, attention, health), _take_signal_back(started, stop))
     background = [asyncio.create_task(work) for work in works]
     try:
         await kopf.operator(
-            registry=registry(queue.add, health.heard),
+            registry=registry(attention, health.heard),
             settings=watch_settings(),
             standalone=True,
             ready_flag=started,
@@ -54,23 +55,23 @@ async def _take_signal_back(started: asyncio.Event, stop: Callable[[], object]) 
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
 
 
-async def _list_until_it_works(cluster: Cluster, settings: Settings, queue: Queue[RunKey], health: Health) -> None:
+async def _list_until_it_works(cluster: Cluster, settings: Settings, attention: Attention, health: Health) -> None:
     while True:
         try:
-            await list_runs(cluster, settings, queue, health)
+            await list_runs(cluster, settings, attention, health)
             return
         except ApiError as error:
             log.warning("the runs could not be listed: %s", error)
             await asyncio.sleep(LIST_PAUSE_SECONDS)
 
 
-async def _relist(cluster: Cluster, settings: Settings, queue: Queue[RunKey], health: Health) -> None:
+async def _relist(cluster: Cluster, settings: Settings, attention: Attention, health: Health) -> None:
     while True:
         await asyncio.sleep(settings.timings.relist_seconds)
-        await _list_until_it_works(cluster, settings, queue, health)
+        await _list_until_it_works(cluster, settings, attention, health)
 
 
-async def list_runs(cluster: Cluster, settings: Settings, queue: Queue[RunKey], health: Health) -> None:
+async def list_runs(cluster: Cluster, settings: Settings, attention: Attention, health: Health) -> None:
     """Queue every run and model that may need a pass; what has ended and was noted needs none."""
     states: dict[tuple[str, str], int] = {}
     for kind in names.PLURALS:
@@ -78,6 +79,5 @@ async def list_runs(cluster: Cluster, settings: Settings, queue: Queue[RunKey], 
             async for body in cluster.list_all(kind, namespace):
                 state = (kind, str(body.get("status", {}).get("state", "")))
                 states[state] = states.get(state, 0) + 1
-                if not is_settled(body):
-                    queue.add(RunKey(kind, body["metadata"]["namespace"], body["metadata"]["name"]))
+                attention.run(body)
     health.count_runs(states)

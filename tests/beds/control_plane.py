@@ -18,8 +18,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = ROOT / "tests" / "cluster" / "local.py"
 START_SECONDS = 60
-# admin may do everything, the others nothing until a test binds them to a role.
-USERS = ("admin", "alice", "bob", "carol", "dave", "erin", "stranger")
+# admin and operator may do everything, the others nothing until a test binds them to a role.
+USERS = ("admin", "operator", "alice", "bob", "carol", "dave", "erin", "stranger")
+# Whose calls are written down, one line each, for those who count them.
+AUDITED = "operator"
 CONTROLLERS = (
     "job-controller",
     "garbage-collector-controller",
@@ -44,12 +46,18 @@ class ApiServer:
     def certificate(self) -> Path:
         return self.folder / "certs" / "apiserver.crt"
 
+    @property
+    def audit_log(self) -> Path:
+        return self.folder / "audit.log"
+
     def kubeconfig(self, user: str = "admin", url: str | None = None) -> Path:
-        """A kubeconfig for a user; with `url`, one that goes through a proxy on loopback instead."""
+        """A kubeconfig for a user; with `url`, one that goes another way on loopback instead."""
         path = self.folder / f"kubeconfig-{user}-{'direct' if url is None else secrets.token_hex(4)}"
         if path.exists():
             return path
-        cluster = {"server": url} if url else {"server": self.url, "certificate-authority": str(self.certificate)}
+        cluster = {"server": url or self.url}
+        if cluster["server"].startswith("https:"):
+            cluster["certificate-authority"] = str(self.certificate)
         config = {
             "apiVersion": "v1",
             "kind": "Config",
@@ -98,6 +106,7 @@ def control_plane(folder: Path, *, controllers: bool = False) -> Iterator[ApiSer
 
     try:
         tokens = _write_credentials(folder)
+        _write_audit_policy(folder)
         start("etcd", *_etcd_flags(folder, client_port, peer_port))
         process = start("kube-apiserver", *_server_flags(folder, client_port, secure_port))
         server = ApiServer(f"https://127.0.0.1:{secure_port}", folder, programs, tokens)
@@ -167,6 +176,8 @@ def _server_flags(folder: Path, etcd_port: int, secure_port: int) -> list[str]:
         # Pods are made here before the controller manager has made their service account.
         "--disable-admission-plugins=ServiceAccount",
         "--service-cluster-ip-range=10.98.0.0/16",
+        f"--audit-policy-file={folder / 'audit-policy.json'}",
+        f"--audit-log-path={folder / 'audit.log'}",
     ]
 
 
@@ -186,11 +197,17 @@ def _write_credentials(folder: Path) -> dict[str, str]:
     key = folder / "service-account.key"
     subprocess.run(["openssl", "genrsa", "-out", str(key), "2048"], check=True, capture_output=True)
     tokens = {user: secrets.token_hex(16) for user in USERS}
-    groups = {"admin": ',"system:masters"'}
+    groups = dict.fromkeys(("admin", "operator"), ',"system:masters"')
     lines = [f"{token},{user},{user}{groups.get(user, '')}" for user, token in tokens.items()]
     (folder / "tokens.csv").write_text("\n".join(lines) + "\n")
     (folder / "tokens.csv").chmod(0o600)
     return tokens
+
+
+def _write_audit_policy(folder: Path) -> None:
+    rules = [{"level": "Metadata", "users": [AUDITED]}, {"level": "None"}]
+    policy = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": rules}
+    (folder / "audit-policy.json").write_text(json.dumps(policy))
 
 
 def _wait_until_ready(server: ApiServer, process: subprocess.Popen[bytes]) -> None:

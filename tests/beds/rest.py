@@ -1,12 +1,15 @@
-"""A plain client of the Kubernetes API for tests: five verbs over JSON, no models, no retries."""
+"""A plain client of the Kubernetes API for tests: a few verbs over JSON, no models, no retries."""
 
+import asyncio
 import json
 import ssl
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 
 MERGE = "application/merge-patch+json"
+APPLY = "application/apply-patch+yaml"
 
 
 class Refused(Exception):  # noqa: N818 - named for what it is
@@ -45,6 +48,25 @@ class Rest:
     async def patch(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Merge-patch; an object that is gone is fine."""
         return await self._call("PATCH", path, body, allowed=(404,), content_type=MERGE)
+
+    async def apply(self, path: str, body: dict[str, Any], manager: str) -> dict[str, Any]:
+        """Server-side apply, by force."""
+        return await self._call("PATCH", f"{path}?fieldManager={manager}&force=true", body, content_type=APPLY)
+
+    async def watch(self, path: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Every object that is there and every change after that, until the server ends the stream; nothing, after a
+        pause, while the server is not ready to watch."""
+        assert self._session is not None
+        forever = aiohttp.ClientTimeout(total=None, sock_connect=10)
+        async with self._session.get(f"{path}?watch=true", timeout=forever) as answer:
+            if answer.status == 429:
+                await asyncio.sleep(0.5)
+                return
+            async for line in answer.content:
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    raise Refused(event["object"].get("code", 0), event["object"].get("message", ""))
+                yield event["type"], event["object"]
 
     async def delete(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Delete; an object that is gone is fine."""

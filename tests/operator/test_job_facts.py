@@ -54,9 +54,9 @@ def test_running_needs_a_running_trainer() -> None:
     assert read(job_with(LORA), pod_with(LORA, {"running": {}})) == Running()
 
 
-@pytest.mark.parametrize("verdicts", [(), ("FailureTarget",)])
-def test_a_trainer_that_ended_waits_for_the_jobs_verdict(verdicts: tuple[str, ...]) -> None:
-    assert read(job_with(LORA, *verdicts), pod_with(LORA, terminated(70), "Failed")) == Stopping()
+@pytest.mark.parametrize(("verdicts", "by_itself"), [((), True), (("FailureTarget",), False)])
+def test_a_trainer_that_ended_waits_for_the_jobs_verdict(verdicts: tuple[str, ...], by_itself: bool) -> None:
+    assert read(job_with(LORA, *verdicts), pod_with(LORA, terminated(70), "Failed")) == Stopping(by_itself)
 
 
 def test_a_suspended_job_is_held_only_when_no_pod_works() -> None:

@@ -337,11 +337,42 @@ def test_events_tell_changes_and_only_changes() -> None:
     world = confirmed()
     before = world.status
     world.look()
-    accepted, event = events(before, world.status)
-    assert accepted.reason == "Confirmed" and world.status.plan is not None
+    (accepted,) = events(before, world.status)
+    assert accepted.reason == "Confirmed" and accepted.type == "Normal" and world.status.plan is not None
     assert world.status.plan.hash in accepted.message
-    assert event.reason == "Starting" and event.type == "Normal"
     assert events(world.status, world.status) == ()
+
+
+WAITS_FOR_AN_IMAGE = {"waiting": {"reason": "ErrImagePull", "message": "no such image"}}
+
+
+def test_a_job_that_comes_up_is_told_of_once_it_works_or_has_trouble() -> None:
+    world = confirmed()
+    for _ in range(4):
+        world.look()
+    (name,) = world.jobs
+    world.jobs[name]["metadata"]["creationTimestamp"] = clock.text_of(NOON)
+    world.now = 3
+    assert world.look() == Decision(again_in=7), "its Pod is on the way"
+    world.pods[name] = pod_with(world.jobs[name], {"running": {}})
+    assert world.look() == Decision(again_in=7), "a preflight works for seconds"
+    world.pods[name] = pod_with(world.jobs[name], WAITS_FOR_AN_IMAGE, "Pending")
+    assert "no such image" in world.look().status.conditions[2].message  # type: ignore[union-attr]
+    del world.pods[name]
+    world.now = 10
+    assert world.look().status.conditions[2].reason == "Waiting"  # type: ignore[union-attr]
+    world.now = -3600  # the API server's clock is ahead of ours
+    assert world.status.stages[0].state == "Pending" and world.look().again_in == SETTINGS.timings.active_seconds
+
+
+def test_the_end_of_the_last_stage_is_the_end_of_the_run() -> None:
+    world = confirmed()
+    while not is_terminal(world.status):
+        before = world.status
+        world.look()
+        world.end("done")
+    assert [entry.state for entry in before.stages] == ["Succeeded", "Succeeded"]
+    assert [entry.state for entry in world.status.stages] == ["Succeeded"] * 3
 
 
 def test_a_trainer_that_falls_silent_is_reported() -> None:

@@ -118,3 +118,23 @@ def test_all_keys_are_served(workers: int) -> None:
 
     run(work, story, workers)
     assert len(served) == 500
+
+
+def test_what_changed_comes_before_what_is_only_looked_at_again() -> None:
+    seen: list[str] = []
+
+    async def work(key: str) -> None:
+        seen.append(key)
+        await asyncio.sleep(0.01)
+
+    async def story(queue: Queue[str]) -> None:
+        for number in range(5):
+            queue.add_later(f"old {number}", 0)
+        queue.add("first")
+        await asyncio.sleep(0.005)
+        queue.add("old 4")
+        queue.add("new")
+        await asyncio.sleep(0.2)
+
+    run(work, story, workers=1)
+    assert seen == ["first", "old 4", "new", "old 0", "old 1", "old 2", "old 3"]

@@ -1,7 +1,7 @@
 """The rules for a run, in reading order; the first that answers wins."""
 
 from mark_crds import names
-from mark_crds.run import RunResult, RunStatus
+from mark_crds.run import RunResult, RunStatus, StageStatus
 
 from mark_operator import clock
 from mark_operator.decision import Decision, Deletion, Event
@@ -40,13 +40,15 @@ WARNINGS = frozenset(
 )
 
 
-def decide(view: View, rendering: Rendering | Note, findings: Findings | None) -> Decision:
-    """What to do about a run. `rendering` is its plan as it would be made now, or why there is none."""
+def decide(view: View, rendering: Rendering | Note | None, findings: Findings | None) -> Decision:
+    """What to do about a run. `rendering` is its plan as it would be made now, or why there is none; None once the plan
+    is stored, or the run has ended."""
     if view.seen.being_deleted:
         return Decision()
     if is_terminal(view.status):
         return _tidy(view)
     if view.status.started_at is None:
+        assert rendering is not None, "a run that has not started is planned at every look"
         if isinstance(rendering, Note):
             return unusable(view, rendering)
         return decide_waiting(view, rendering, findings)
@@ -56,8 +58,9 @@ def decide(view: View, rendering: Rendering | Note, findings: Findings | None) -
 
 
 def events(old: RunStatus, new: RunStatus) -> tuple[Event, ...]:
-    """One Event for a new state or reason, one for a confirmation that was accepted, none for anything else."""
-    return (*_confirmation(old, new), *_news(old, new))
+    """One Event for a new state or reason, none for anything else. That a confirmation was accepted says that the run
+    starts, too."""
+    return _confirmation(old, new) or _news(old, new)
 
 
 def _confirmation(old: RunStatus, new: RunStatus) -> tuple[Event, ...]:
@@ -81,7 +84,7 @@ def _headline(status: RunStatus) -> Note | None:
     return Note(found.reason, found.message) if found else None
 
 
-def _go_on(view: View, rendering: Rendering | Note) -> Decision:
+def _go_on(view: View, rendering: Rendering | Note | None) -> Decision:
     """A started run: from the stored plan alone."""
     name = names.plan_name(view.seen.key.kind, view.seen.key.name)
     stored, confirmation = view.seen.stored_plan, view.status.confirmation
@@ -91,7 +94,7 @@ def _go_on(view: View, rendering: Rendering | Note) -> Decision:
         status = view.stand("Starting", note("NameTaken", taken=f"ConfigMap {name}"))
         return Decision(status=status, again_in=view.settings.timings.first_retry_seconds)
     if stored is None:
-        if isinstance(rendering, Note) or rendering.hash != confirmation.plan_hash:
+        if not isinstance(rendering, Rendering) or rendering.hash != confirmation.plan_hash:
             return _stop(view, note("PlanLost", name=name))
         return Decision(create=(_plan_object(view, rendering, name),), again_in=0)
     if plan_digest(stored.get("data", {})) != confirmation.plan_hash:
@@ -100,8 +103,15 @@ def _go_on(view: View, rendering: Rendering | Note) -> Decision:
     done = {entry.stage for entry in view.status.stages if entry.state == "Succeeded"}
     for job in jobs:
         if job["metadata"]["labels"][names.STAGE_LABEL] not in done:
-            return decide_stage(view, job)
-    return _succeed(view, len(jobs))
+            decision = decide_stage(view, job)
+            stages = decision.status.stages if decision.status is not None else ()
+            # The last stage's end and the run's are one write.
+            return _succeed(view, stages) if _all_done(stages, jobs) else decision
+    return _succeed(view, view.status.stages)
+
+
+def _all_done(stages: tuple[StageStatus, ...], jobs: tuple[Body, ...]) -> bool:
+    return len(stages) == len(jobs) and all(entry.state == "Succeeded" for entry in stages)
 
 
 def _stop(view: View, why: Note) -> Decision:
@@ -126,14 +136,12 @@ def _plan_object(view: View, rendering: Rendering, name: str) -> Body:
     return owned(body, kind=key.kind, run=key.name, uid=view.seen.uid)
 
 
-def _succeed(view: View, count: int) -> Decision:
-    entries = view.status.stages
-    last = entries[-1]
+def _succeed(view: View, stages: tuple[StageStatus, ...]) -> Decision:
     result = RunResult(
-        artifacts=tuple(artifact for entry in entries for artifact in entry.artifacts)[:12],
-        measures=last.measures,
+        artifacts=tuple(artifact for entry in stages for artifact in entry.artifacts)[:12],
+        measures=stages[-1].measures,
     )
-    return finish(view, "Succeeded", note("Succeeded", count=count), result=result, stages=entries)
+    return finish(view, "Succeeded", note("Succeeded", count=len(stages)), result=result, stages=stages)
 
 
 def _tidy(view: View) -> Decision:

@@ -30,8 +30,14 @@ from mark_operator.run.stopping import deletions
 from mark_operator.run.view import View, of_run, replaced
 from mark_operator.seen import Body
 
+PREFLIGHT = "preflight"
 LAST_ATTEMPT = 99  # the Job's name leaves room for two digits
 PODS_NAMED = 3
+# A Job that is younger is not told of for merely coming up: that would be two writes for a few seconds.
+YOUNG_SECONDS = 10
+# A look at a Job that was created, in case none of its events arrives.
+FIRST_LOOK_SECONDS = 5
+LONG_AGO = "1970-01-01T00:00:00Z"
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,18 @@ def decide_stage(view: View, template: Body) -> Decision:
         suspension = _suspension(view, attempt, job)
         if suspension is not None:
             return suspension
+    age = clock.seconds_since(job["metadata"].get("creationTimestamp", LONG_AGO), view.now)
+    if 0 <= age < YOUNG_SECONDS and _comes_up(view, attempt, fact):
+        return Decision(again_in=YOUNG_SECONDS - age)
     return _with_job(view, attempt, fact, job)
+
+
+def _comes_up(view: View, attempt: Attempt, fact: Fact) -> bool:
+    """Whether the Job does what the status leads to expect: its first Pods are on their way, or check the run."""
+    if view.status.state not in ("Starting", "Running"):
+        return False
+    waits = isinstance(fact, Waiting) and fact.ordinary
+    return waits or (isinstance(fact, Running) and attempt.stage == PREFLIGHT)
 
 
 def _attempt(view: View, template: Body) -> Attempt:
@@ -92,7 +109,7 @@ def _without_job(view: View, attempt: Attempt) -> Decision:
     if hindrance is not None:
         status = view.stand("Starting", hindrance, stage=attempt.stage)
         return Decision(status=status, again_in=timings.first_retry_seconds)
-    return Decision(create=_children(view, attempt), again_in=1)
+    return Decision(create=_children(view, attempt), again_in=FIRST_LOOK_SECONDS)
 
 
 def _vanished(view: View, attempt: Attempt, entry: StageStatus) -> Ended:
@@ -156,6 +173,9 @@ def _with_job(view: View, attempt: Attempt, fact: Fact, job: Body) -> Decision:
             return _end_attempt(view, attempt, fact)
         case Running():
             status = _under_way(view, attempt, "Running", _silence(view, attempt, job) or note("Running", **facts))
+        case Stopping(by_itself=True):
+            # The Job says within seconds how it ended; that is worth telling, this is not.
+            return Decision(again_in=view.settings.timings.active_seconds)
         case Stopping():
             state: State = "Suspended" if view.suspended else "Running"
             failure = attempt.noted.failure if attempt.noted else None
@@ -246,6 +266,10 @@ def _done(view: View, attempt: Attempt, result: Result) -> Decision:
     stages = replaced(view.status.stages, entry)
     if result.adopted is not None:
         return _adopt(view, result, stages)
+    if attempt.stage == PREFLIGHT:
+        # Not worth an Event of its own: the first stage that works follows at once.
+        why = note("Starting", stage=attempt.stage, attempt=attempt.number, detail="passed; the next stage follows")
+        return Decision(status=view.stand("Starting", why, stages=stages, stage=attempt.stage), again_in=0)
     why = note("StageDone", stage=attempt.stage)
     return Decision(status=view.stand("Running", why, stages=stages, stage=attempt.stage), again_in=0)
 
