@@ -12,7 +12,7 @@ PARALLEL := -n 2 --dist loadfile
 # Threads that wait in a busy loop would take the cores that the other suite computes on.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help setup generate verify lint format test-fast test test-api test-cluster test-lifecycle test-faults test-image bench-trainer bench-trainer-gpu demo cluster-up cluster-down images corpus lock clean
+.PHONY: help setup generate verify lint format test-fast test test-api test-cluster test-lifecycle test-faults test-image bench-trainer bench-trainer-gpu bench-operator demo cluster-up cluster-down images corpus lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -65,6 +65,10 @@ bench-trainer: setup ## the trainer beside TRL, transformers, pypdfium2 and plai
 
 bench-trainer-gpu: setup ## LoRA on an 8B shape on one GPU, beside the published number
 	$(BIN)/python tests/bench/trainer_gpu.py
+
+SIZE ?= 100 1000 5000
+bench-operator: setup ## the operator's speed beside a bare client's, for crowds of SIZE runs (5000: about half an hour)
+	PYTHONPATH=tests/beds $(BIN)/python tests/bench/operator_speed.py $(SIZE)
 
 demo: setup ## the main job from nothing: cluster, operator, a plan, its confirmation, training, the report
 	$(BIN)/python tests/cluster/demo.py

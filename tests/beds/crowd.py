@@ -33,6 +33,8 @@ class OperatorUnderTest:
         self._port = _free_port()
         # Nothing is served to Pods here, and no node is there to offer a GPU.
         given = {"healthPort": self._port, "progressPort": 0, "requireGpuNodes": False, **settings}
+        # A busy machine must not cost the operator its Lease.
+        given["timings"] = {"leaseSeconds": 120, "renewSeconds": 10, **settings.get("timings", {})}
         self._settings.write_text(json.dumps({"operatorNamespace": "default", **given}))
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -77,6 +79,12 @@ class OperatorUnderTest:
         text = (await reader.read()).decode()
         writer.close()
         return {name: float(value) for name, value in re.findall(r"^(mark_\S+) (\S+)$", text, re.MULTILINE)}
+
+    async def until_it_leads(self) -> None:
+        """Wait until it has started and leads."""
+        while (await self.metrics()).get("mark_operator_leading") != 1:
+            assert self._process is not None and self._process.poll() is None, self.log[-3000:]
+            await asyncio.sleep(0.1)
 
 
 class LongestLag:

@@ -94,8 +94,7 @@ async def measure(server: ApiServer, folder: Path, size: int) -> Figures:
 
 async def _plan(operator: OperatorUnderTest, crowd: Crowd, audit: AuditLog, figures: Figures) -> None:
     operator.start()
-    while (await operator.metrics()).get("mark_operator_leading") != 1:
-        await asyncio.sleep(0.1)
+    await operator.until_it_leads()
     audit.take()
     before = time.monotonic()
     await crowd.create()

@@ -15,7 +15,7 @@ from paper_jobs import PaperJobs
 from rest import Rest
 
 RUNS = 12
-SECONDS = 60
+SECONDS = 150
 # Everything that is looked at from time to time is looked at several times within a test.
 RESTLESS = {"relistSeconds": 3, "checkSeconds": 2, "activeSeconds": 2}
 CHAINS = (["dataPrep"], ["dataPrep", "lora"], ["dataPrep", "lora", "eval"])
@@ -102,7 +102,8 @@ def test_a_quiet_cluster_is_left_alone_and_so_is_a_cluster_at_a_restart(api_serv
             assert writes_of(calls) == Counter()
             process.stop()
             process.start()
-            await asyncio.sleep(10)
+            await process.until_it_leads()
+            await asyncio.sleep(8)
             calls = audit.take()
             assert sum(count for call, count in calls.items() if call.verb == "get") > 2 * RUNS, "it does look"
             assert writes_of(calls) == Counter()
