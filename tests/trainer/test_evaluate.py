@@ -169,6 +169,8 @@ def test_an_eval_run_measures_the_same_numbers(workspace: Workspace, adapter: Ar
         return {measure.name: measure.value for measure in found.measures if measure.name != "seconds"}
 
     assert numbers(other) == numbers(result)
+    digests = [{artifact.kind: artifact.digest for artifact in found.artifacts} for found in (other, result)]
+    assert digests[0]["predictions"] == digests[1]["predictions"]  # byte by byte
 
 
 def test_without_an_adapter_the_base_is_measured_alone(workspace: Workspace) -> None:
