@@ -23,6 +23,10 @@ class Ingest(Model):
     """Length of a chunk, in characters, at most."""
     chunk_overlap_characters: Annotated[int, Field(ge=0, le=2000)] = 100
     """Characters that neighbouring chunks of a document share."""
+    on_bad_file: Literal["Quarantine", "Fail"] = "Quarantine"
+    """What becomes of a file that is no PDF, is encrypted, broken, too large, or leads out of the workspace: Quarantine leaves it out, counts it in the stage's measures and says why in `runs/<uid>/ingest_report.json`; Fail ends the run with its name. Without any usable file the run fails either way."""
+    cross_check_pages: Annotated[int, Field(ge=0, le=1000)] = 1
+    """Pages of each new document that a second reader reads too, to report where the two disagree. 0 checks none; each costs about as much as reading ten."""
 
     rules = (
         Rule(
@@ -48,12 +52,23 @@ class DataPrep(Model):
     """Share of the document clusters that is held out, as text such as `"0.2"`; more than 0 and less than 1."""
     seed: Seed = 7
     """Seed of the split and of every choice; the same seed and documents give the same bytes."""
+    round_trip_filter: Literal["Train", "All", "Off"] = "Train"
+    """Which rows must find their own passage among the `topK` when their question is searched for. Train leaves validation rows as they are, since with All the evaluation's retrieval would find everything by construction."""
+    hard_negatives: Annotated[int, Field(ge=0, le=20)] = 0
+    """Passages that a training row shows beyond `topK`: the next nearest to its question that do not hold its answer."""
+    unanswerable_fraction: DecimalText = "0"
+    """Share of the rows whose document does not answer their question, as text such as `"0.1"`; at most 0.5. Their answer is one fixed sentence that says so."""
 
     rules = (
         Rule(
             cel="double(self.validationFraction) > 0.0 && double(self.validationFraction) < 1.0",
             message='dataPrep.validationFraction: must be more than 0 and less than 1, such as "0.2"',
             check=lambda m: 0 < float(m.validation_fraction) < 1,
+        ),
+        Rule(
+            cel="double(self.unanswerableFraction) <= 0.5",
+            message='dataPrep.unanswerableFraction: must be at most 0.5, such as "0.1"',
+            check=lambda m: float(m.unanswerable_fraction) <= 0.5,
         ),
     )
 

@@ -77,10 +77,10 @@ HARMS: dict[str, tuple[Callable[[Path], Any], type[Failure], str, str]] = {
         "no PDF file in folder corpus of the workspace; put some with `mark put DIR corpus`",
     ),
     "no pdf": (
-        lambda root: (root / "corpus" / "notes.pdf").write_text("notes"),
+        lambda root: (root / "corpus" / "lease.pdf").write_text("notes"),
         BadData,
         "NotPdf",
-        "corpus/notes.pdf: is no PDF file; remove it from the corpus or convert it",
+        "corpus/lease.pdf: is no PDF file; remove it from the corpus or convert it",
     ),
     "no model": (
         lambda root: (root / "base" / "tiny").rename(root / "base" / "small"),
@@ -158,7 +158,7 @@ def test_what_is_missing_is_named_with_its_cure(whole: Callable[..., Work], harm
 
 
 def test_an_encrypted_pdf_is_named_before_any_gpu_is_asked_for(whole: Callable[..., Work]) -> None:
-    work = whole()
+    work = whole(ingest={"onBadFile": "Fail"})
     corpus = work.workspace.root / "corpus"
     writer = PdfWriter(clone_from=corpus / "lease.pdf")
     writer.encrypt("secret", algorithm="RC4-128")
@@ -166,15 +166,19 @@ def test_an_encrypted_pdf_is_named_before_any_gpu_is_asked_for(whole: Callable[.
     failure = failure_of(work)
     assert failure.reason == "EncryptedPdf" and "corpus/secret.pdf: is encrypted; save a copy" in failure.message
     assert not (work.workspace.root / "chroma").exists()
+    # Beside usable files it may be left out, and preflight says so.
+    result = preflight.run(whole())
+    assert "ingest will leave out 1 of 2 files: corpus/secret.pdf: is encrypted; save a copy" in result.message
+    assert {measure.name: measure.value for measure in result.measures}["leftOutFiles"] == "1"
 
 
 def test_all_problems_are_told_at_once_and_mistakes_come_first(whole: Callable[..., Work]) -> None:
     work = whole()
-    (work.workspace.root / "corpus" / "notes.pdf").write_text("notes")
+    (work.workspace.root / "corpus" / "lease.pdf").write_text("notes")
     (work.workspace.root / "base" / "tiny" / "tokenizer.json").unlink()
     failure = failure_of(work)
     assert isinstance(failure, UserMistake) and failure.reason == "NoTokenizer"
-    assert failure.message.startswith("2 problems: (1) baseModel.path") and "(2) corpus/notes.pdf" in failure.message
+    assert failure.message.startswith("2 problems: (1) baseModel.path") and "(2) corpus/lease.pdf" in failure.message
 
 
 def test_rows_longer_than_the_model_reads(whole: Callable[..., Work]) -> None:

@@ -59,6 +59,11 @@ def cut(document: Document, characters: int, overlap: int) -> list[Chunk]:
     return chunks
 
 
+def chunk_id(document_digest: str, start: int, end: int, text: str) -> str:
+    """The id of a chunk, from its content alone: the same file and settings give the same ids everywhere."""
+    return hashlib.sha256(f"{document_digest}:{start}:{end}:{text}".encode()).hexdigest()[:32]
+
+
 def page_of(page_starts: tuple[int, ...], offset: int) -> int:
     """The number, from 1, of the page on which the character at the offset stands."""
     return max(1, bisect_right(page_starts, offset))
@@ -84,9 +89,8 @@ def _overlap_start(text: str, units: list[Span], following: int, earliest: int) 
 
 def _chunk(document: Document, start: int, end: int) -> Chunk:
     text = document.text[start:end]
-    identity = f"{document.digest}:{start}:{end}:{text}"
     return Chunk(
-        id=hashlib.sha256(identity.encode()).hexdigest()[:32],
+        id=chunk_id(document.digest, start, end, text),
         text=text,
         start=start,
         end=end,

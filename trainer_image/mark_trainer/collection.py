@@ -7,25 +7,52 @@ compute a vector or reach the network on its own.
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from mark_crds.job_input import digest_of
 
-from mark_trainer.chunks import Chunk
-from mark_trainer.documents import Document
+from mark_trainer.chunks import Chunk, chunk_id
+from mark_trainer.documents import Document, Fault
 from mark_trainer.failures import BadData, MachineTrouble, UserMistake
 from mark_trainer.locks import Lock, hold
 from mark_trainer.workspace import Work
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 EMBEDDING_MODEL = "all-MiniLM-L6-v2"
 LOCK_WAIT_SECONDS = 600.0
 _PAGE_OF_ROWS = 2000
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the collection knows of a document, apart from its text."""
+
+    path: str
+    state: str
+    chunks: int
+    textless_pages: tuple[int, ...]
+    page_quality: tuple[int, ...]
+    agreement: tuple[tuple[int, int], ...] | None
+
+    @property
+    def pages(self) -> int:
+        return len(self.page_quality)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file of the corpus that was read and of which the collection holds nothing, so that it is not read again."""
+
+    path: str
+    settings: str
+    fault: Fault | None
+    """What is wrong with it; None for a document without any text, a scan as a rule."""
+    pages: int
 
 
 @dataclass(frozen=True)
@@ -79,19 +106,32 @@ class Collection:
         whole = metadata.get("markFormatVersion") == FORMAT_VERSION and metadata.get("markComplete") is True
         return str(metadata["markDigest"]) if whole else None
 
-    def whole_documents(self) -> dict[str, str]:
-        """For each document of which every chunk is there its digest and its state."""
+    def held(self) -> dict[str, Held]:
+        """By digest the documents of which every chunk is there."""
         found: defaultdict[str, int] = defaultdict(int)
-        expected: dict[str, tuple[int, str]] = {}
-        for _, metadata, _, _ in self._rows():
+        firsts: dict[str, Any] = {}
+        for _, metadata, _, _ in self._rows(texts=False):
             found[metadata["document"]] += 1
-            expected[metadata["document"]] = (metadata["chunks"], self.state(metadata["path"], metadata["settings"]))
-        return {digest: how for digest, (count, how) in expected.items() if found[digest] == count}
+            if metadata["number"] == 0:
+                firsts[metadata["document"]] = metadata
+        whole = {
+            digest: first
+            for digest, first in firsts.items()
+            # Without a quality the document was written by an older trainer.
+            if found[digest] == first["chunks"] and "pageQuality" in first
+        }
+        return {digest: _held(first) for digest, first in whole.items()}
 
     @staticmethod
     def state(path: str, settings: str) -> str:
         """Differs whenever a document's chunks must be written again."""
         return f"{path} {settings}"
+
+    @property
+    def left_out(self) -> dict[str, LeftOut]:
+        """By digest the files that an earlier ingest read and could not use."""
+        text = (self._chroma.metadata or {}).get("markLeftOut") or "{}"
+        return {digest: LeftOut(**entry) for digest, entry in json.loads(text).items()}
 
     @property
     def count(self) -> int:
@@ -100,11 +140,11 @@ class Collection:
 
     def all_documents(self) -> set[str]:
         """The digests of all documents of which anything is there."""
-        return {metadata["document"] for _, metadata, _, _ in self._rows()}
+        return {metadata["document"] for _, metadata, _, _ in self._rows(texts=False)}
 
     def begin(self) -> None:
         """Say that the collection is being written: until `finish`, nobody takes it for whole."""
-        self._describe(complete=False, digest="")
+        self._describe(complete=False, digest="", left_out=self.left_out)
 
     def add(self, document: Document, chunks: Sequence[Chunk], vectors: Any, settings: str) -> None:
         """Write a document's chunks. Doing it twice changes nothing."""
@@ -124,11 +164,11 @@ class Collection:
         self._check_lock()
         self._chroma.delete(where={"document": document_digest})
 
-    def finish(self) -> str:
+    def finish(self, left_out: Mapping[str, LeftOut]) -> str:
         """Say that the collection is whole; returns its digest."""
         self._check_lock()
-        digest = _digest(sorted((identity, text) for identity, _, text, _ in self._rows()))
-        self._describe(complete=True, digest=digest)
+        digest = _digest(self._rows())
+        self._describe(complete=True, digest=digest, left_out=left_out)
         return digest
 
     def read(self) -> Content:
@@ -140,7 +180,7 @@ class Collection:
                 f"collection {self._chroma.name}: was not written to its end by this trainer; run the stage ingest",
             )
         rows = sorted(self._rows(vectors=True), key=lambda row: (row[1]["path"], row[1]["document"], row[1]["number"]))
-        if _digest(sorted((identity, text) for identity, _, text, _ in rows)) != digest:
+        if _digest(rows) != digest:
             raise BadData(
                 "CollectionChanged",
                 f"collection {self._chroma.name}: was changed after ingest; run the stage ingest on it again",
@@ -149,31 +189,36 @@ class Collection:
         for row in rows:
             by_document[row[1]["document"]].append(row)
         vectors = np.array([vector for *_, vector in rows], dtype=np.float32).reshape(len(rows), -1)
+        documents = {group[0][1]["document"]: _document(group) for group in by_document.values()}
         return Content(
-            documents=tuple(_document(group) for group in by_document.values()),
-            passages=tuple(_passage(identity, metadata, text) for identity, metadata, text, _ in rows),
+            documents=tuple(documents.values()),
+            passages=tuple(_passage(row, documents[row[1]["document"]]) for row in rows),
             vectors=vectors,
             digest=digest,
         )
 
-    def _rows(self, *, vectors: bool = False) -> Iterator[tuple[str, Any, str, Any]]:
-        include = ["metadatas", "documents", *(["embeddings"] if vectors else [])]
+    def _rows(self, *, texts: bool = True, vectors: bool = False) -> Iterator[Any]:
+        """Id, metadata, text and vector of every chunk; None for those that are not asked for."""
+        include = ["metadatas", *(["documents"] if texts else []), *(["embeddings"] if vectors else [])]
         offset = 0
         while True:
             page = self._chroma.get(include=include, limit=_PAGE_OF_ROWS, offset=offset)
-            embeddings = page["embeddings"] if vectors else [None] * len(page["ids"])
-            yield from zip(page["ids"], page["metadatas"], page["documents"], embeddings, strict=True)
+            nothing = [None] * len(page["ids"])
+            documents, embeddings = page["documents"] if texts else nothing, page["embeddings"] if vectors else nothing
+            yield from zip(page["ids"], page["metadatas"], documents, embeddings, strict=True)
             if len(page["ids"]) < _PAGE_OF_ROWS:
                 return
             offset += _PAGE_OF_ROWS
 
-    def _describe(self, *, complete: bool, digest: str) -> None:
+    def _describe(self, *, complete: bool, digest: str, left_out: Mapping[str, LeftOut]) -> None:
         self._check_lock()
         self._chroma.modify(
             metadata={
                 "markFormatVersion": FORMAT_VERSION,
                 "markComplete": complete,
                 "markDigest": digest,
+                # Chroma keeps numbers and text only.
+                "markLeftOut": json.dumps({key: asdict(left_out[key]) for key in sorted(left_out)}),
                 "embeddingModel": EMBEDDING_MODEL,
             }
         )
@@ -228,6 +273,7 @@ def no_collection(work: Work, names: Sequence[str]) -> str:
 @contextmanager
 def _client(work: Work) -> Iterator[Any]:
     import chromadb
+    import httpx
     from chromadb.config import Settings
 
     chroma = work.job_input.data_prep.chroma
@@ -235,17 +281,22 @@ def _client(work: Work) -> Iterator[Any]:
     if chroma.server is None:
         folder = work.workspace.path(chroma.path)
         folder.mkdir(parents=True, exist_ok=True)
-        client = chromadb.PersistentClient(path=str(folder), settings=settings)
-    else:
-        address = f"{chroma.server.host}:{chroma.server.port}"
-        try:
-            client = chromadb.HttpClient(host=chroma.server.host, port=chroma.server.port, settings=settings)
-        except (ValueError, OSError) as error:
-            raise MachineTrouble("ChromaUnreachable", f"dataPrep.chroma.server: no answer from {address}") from error
+        with chromadb.PersistentClient(path=str(folder), settings=settings) as client:
+            yield client
+        return
+    host, port = chroma.server.host, chroma.server.port
     try:
-        yield client
-    finally:
-        client.close()
+        with chromadb.HttpClient(host=host, port=port, settings=settings) as client:
+            yield client
+    except (httpx.TransportError, ValueError) as error:
+        # Chroma turns a refused connection into a ValueError while it connects.
+        if isinstance(error, ValueError) and "connect" not in str(error).lower():
+            raise
+        raise MachineTrouble(
+            "ChromaUnreachable",
+            f"dataPrep.chroma.server: {host}:{port} does not answer ({error}); what is written is kept, "
+            "and the next attempt goes on there; start the server, or correct host and port",
+        ) from error
 
 
 def _metadata(document: Document, chunks: Sequence[Chunk], number: int, settings: str) -> dict[str, Any]:
@@ -268,6 +319,8 @@ def _metadata(document: Document, chunks: Sequence[Chunk], number: int, settings
     if number == 0:
         metadata["pageStarts"] = json.dumps(document.page_starts)
         metadata["textlessPages"] = json.dumps(document.textless_pages)
+        metadata["pageQuality"] = json.dumps(document.page_quality)
+        metadata["agreement"] = json.dumps(document.agreement)
         metadata["textDigest"] = _sha256(document.text)
     return metadata
 
@@ -288,15 +341,47 @@ def _document(rows: list[Any]) -> Document:
         text=text,
         page_starts=tuple(json.loads(first["pageStarts"])),
         textless_pages=tuple(json.loads(first["textlessPages"])),
+        page_quality=tuple(json.loads(first["pageQuality"])),
+        agreement=_agreement(first),
     )
 
 
-def _passage(identity: str, metadata: Any, text: str) -> Passage:
-    return Passage(identity, text, metadata["document"], metadata["start"], metadata["end"], metadata["firstPage"])
+def _held(first: Any) -> Held:
+    return Held(
+        path=first["path"],
+        state=Collection.state(first["path"], first["settings"]),
+        chunks=first["chunks"],
+        textless_pages=tuple(json.loads(first["textlessPages"])),
+        page_quality=tuple(json.loads(first["pageQuality"])),
+        agreement=_agreement(first),
+    )
 
 
-def _digest(pairs: list[tuple[str, str]]) -> str:
-    return digest_of([[identity, _sha256(text)] for identity, text in pairs])
+def _agreement(first: Any) -> tuple[tuple[int, int], ...] | None:
+    pairs = json.loads(first["agreement"])
+    return None if pairs is None else tuple((page, shared) for page, shared in pairs)
+
+
+def _passage(row: Any, document: Document) -> Passage:
+    """A chunk, when it is the very span of its document's text that it says it is."""
+    identity, metadata, text, _ = row
+    start, end = metadata["start"], metadata["end"]
+    if text != document.text[start:end] or identity != chunk_id(document.digest, start, end, text):
+        raise BadData(
+            "CollectionChanged",
+            f"{document.path}: chunk {identity} is not what its id says; run the stage ingest on a new collection",
+        )
+    return Passage(identity, text, document.digest, start, end, metadata["firstPage"])
+
+
+def _digest(rows: Iterable[Any]) -> str:
+    """Over all that a dataset is made of: each chunk with its text, and each document's path, title and pages."""
+    return digest_of(
+        sorted(
+            [identity, _sha256(text), metadata["path"], metadata["title"], metadata.get("pageStarts", "")]
+            for identity, metadata, text, _ in rows
+        )
+    )
 
 
 def _sha256(text: str) -> str:

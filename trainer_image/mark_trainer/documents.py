@@ -5,31 +5,57 @@ It must not import torch or write anything.
 """
 
 import ctypes
+import logging
 import os
 import re
 import resource
-from collections.abc import Iterator
-from dataclasses import dataclass
+import stat
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from mark_trainer.clean_text import Line, Page, clean
 from mark_trainer.isolation import Trouble, each_isolated
+from mark_trainer.page_quality import agreement, quality
 from mark_trainer.publish import file_digest
 
 LARGEST_FILE_BYTES = 512 * 1024**2
 MOST_PAGES = 20_000
-WORKER_MEMORY_BYTES = 4 * 1024**3
+# A sheet of the smallest print holds some 20,000.
+MOST_CHARACTERS_OF_A_PAGE = 500_000
+WORKER_MEMORY_BYTES = 2 * 1024**3
 SECONDS_TO_OPEN = 20.0
 SECONDS_TO_READ = 300.0
+SECONDS_TO_CHECK = 20.0
 
-Fault = Literal["NotPdf", "EncryptedPdf", "BrokenPdf", "TooLarge", "TooSlow"]
+Fault = Literal[
+    "NotPdf",
+    "EncryptedPdf",
+    "BrokenPdf",
+    "TooLarge",
+    "TooSlow",
+    "ReaderDied",
+    "NotFile",
+    "NoAccess",
+    "BadName",
+    "OutsideWorkspace",
+]
 _CURES: dict[Fault, str] = {
     "NotPdf": "is no PDF file; remove it from the corpus or convert it",
     "EncryptedPdf": "is encrypted; save a copy without a password, or remove it from the corpus",
     "BrokenPdf": "cannot be read as a PDF; copy it again from its source, or remove it from the corpus",
-    "TooLarge": f"has more than {MOST_PAGES} pages or {LARGEST_FILE_BYTES // 1024**2} MiB; split it",
+    "TooLarge": f"has more than {MOST_PAGES} pages, {LARGEST_FILE_BYTES // 1024**2} MiB, or "
+    f"{MOST_CHARACTERS_OF_A_PAGE} characters on a page; split it",
     "TooSlow": f"could not be read within {SECONDS_TO_READ:.0f} s; print it to a new PDF, or remove it from the corpus",
+    "ReaderDied": f"makes its reader fail, or needs more than {WORKER_MEMORY_BYTES // 1024**3} GiB of memory; "
+    "print it to a new PDF, or remove it from the corpus",
+    "NotFile": "is no regular file, or a link to nothing; remove it from the corpus",
+    "NoAccess": "may not be read by the trainer's user; give the group of the volume read access",
+    "BadName": "has a name that is no UTF-8 text; rename it",
+    "OutsideWorkspace": "leads out of the workspace through a symbolic link; copy the file itself into the corpus",
 }
 
 
@@ -52,6 +78,10 @@ class Document:
     page_starts: tuple[int, ...]
     textless_pages: tuple[int, ...]
     """Numbers of the pages without text, from 1: scans, as a rule."""
+    page_quality: tuple[int, ...] = ()
+    """For each page the percentage of its characters that look like text."""
+    agreement: tuple[tuple[int, int], ...] | None = field(default=None, compare=False)
+    """Page number and percentage of shared words of each page that a second reader read too; None when it could not."""
 
     @property
     def pages(self) -> int:
@@ -79,44 +109,95 @@ def find_pdf_files(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def count_pages(files: list[Path], root: Path) -> Iterator[int | Unreadable]:
+def seen_fault(file: Path, root: Path) -> Fault | None:
+    """What is wrong with a file as far as that can be seen without opening it."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        return "BadName"
+    try:
+        if not Path(os.path.realpath(file, strict=True)).is_relative_to(root):
+            return "OutsideWorkspace"
+        facts = file.stat()
+    except PermissionError:
+        return "NoAccess"
+    except OSError:  # a link to nothing, or links in a circle
+        return "NotFile"
+    if not stat.S_ISREG(facts.st_mode):
+        return "NotFile"
+    if facts.st_size > LARGEST_FILE_BYTES:
+        return "TooLarge"
+    return None if os.access(file, os.R_OK) else "NoAccess"
+
+
+def path_text(file: Path, root: Path) -> str:
+    """The path of a file below `root` as people and JSON can read it, links not followed."""
+    return file.relative_to(root).as_posix().encode(errors="backslashreplace").decode()
+
+
+def count_pages(files: Sequence[Path], root: Path) -> Iterator[int | Unreadable]:
     """The number of pages of each file, or why it cannot be used; only the file's structure is read."""
     return _each(_count_pages, files, root, SECONDS_TO_OPEN)
 
 
-def read_documents(files: list[Path], root: Path) -> Iterator[Document | Unreadable]:
+def read_documents(files: Sequence[Path], root: Path) -> Iterator[Document | Unreadable]:
     """Each file's document, in order, or why it cannot be used; `root` is what paths are relative to."""
     return _each(_read_document, files, root, SECONDS_TO_READ)
 
 
-def _each(job: Any, files: list[Path], root: Path, seconds: float) -> Iterator[Any]:
-    tasks = [(str(file), file.relative_to(root).as_posix()) for file in files]
-    for (_, path), outcome in zip(tasks, each_isolated(job, tasks, seconds, limit_memory), strict=True):
+def cross_check(files: Sequence[Path], pages: int) -> Iterator[tuple[tuple[int, int], ...] | None]:
+    """For each file up to `pages` of its pages, evenly spread, with the percentage of words that pypdf reads too.
+
+    None where pypdf cannot read the file. It runs in workers of its own, so that its troubles cost no document.
+    """
+    tasks = [(str(file), pages) for file in files]
+    for outcome in each_isolated(_cross_check, tasks, SECONDS_TO_CHECK, partial(limit_memory, WORKER_MEMORY_BYTES)):
+        yield None if isinstance(outcome, Trouble) else outcome
+
+
+def _each(job: Any, files: Sequence[Path], root: Path, seconds: float) -> Iterator[Any]:
+    tasks = [(str(file), path_text(file, root)) for file in files]
+    outcomes = each_isolated(job, tasks, seconds, partial(limit_memory, WORKER_MEMORY_BYTES))
+    for (_, path), outcome in zip(tasks, outcomes, strict=True):
         if isinstance(outcome, Trouble):
-            yield Unreadable(path, "TooSlow" if outcome.timed_out else "BrokenPdf")
+            yield Unreadable(path, "TooSlow" if outcome.timed_out else "ReaderDied")
         else:
             yield outcome
 
 
-def limit_memory() -> None:
+def limit_memory(bytes_: int) -> None:
     """For each worker: a file that needs more than this is refused instead of taking the Pod down."""
-    resource.setrlimit(resource.RLIMIT_AS, (WORKER_MEMORY_BYTES, WORKER_MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_AS, (bytes_, bytes_))
 
 
 def _count_pages(task: tuple[str, str]) -> int | Unreadable:
-    file, path = task
+    file, path = Path(task[0]), task[1]
     try:
-        pdf = _open(Path(file))
-        try:
-            return len(pdf)
-        finally:
-            pdf.close()
+        pdf = _open(file)
     except FaultyFile as error:
-        return Unreadable(path, error.fault)
+        if error.fault != "BrokenPdf":
+            return Unreadable(path, error.fault)
+        try:
+            return len(_pages_by_pypdf(file)[0])
+        except FaultyFile as second:
+            return Unreadable(path, second.fault)
+    try:
+        return len(pdf)
+    finally:
+        pdf.close()
 
 
 def _read_document(task: tuple[str, str]) -> Document | Unreadable:
-    file, path = Path(task[0]), task[1]
+    try:
+        return _document(Path(task[0]), task[1])
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - a file can be built to break its reader anywhere
+        traceback.print_exc()
+        return Unreadable(task[1], "ReaderDied")
+
+
+def _document(file: Path, path: str) -> Document | Unreadable:
     try:
         pages, metadata_title = _pages_by_pdfium(file)
     except FaultyFile as error:
@@ -134,7 +215,33 @@ def _read_document(task: tuple[str, str]) -> Document | Unreadable:
         text=cleaned.text,
         page_starts=cleaned.page_starts,
         textless_pages=tuple(number for number, page in enumerate(pages, 1) if not page.lines),
+        page_quality=tuple(quality(" ".join(line.text for line in page.lines)) for page in pages),
     )
+
+
+def _cross_check(task: tuple[str, int]) -> tuple[tuple[int, int], ...] | None:
+    file, wanted = Path(task[0]), task[1]
+    try:
+        pdf, reader = _open(file), _pypdf_reader(file)
+        if reader.is_encrypted:
+            reader.decrypt("")
+        found = []
+        for index in _evenly_spread(len(pdf), wanted):
+            words = " ".join(line.text for line in _page(pdf[index]).lines)
+            shared = agreement(words, reader.pages[index].extract_text())
+            if shared is not None:
+                found.append((index + 1, shared))
+        return tuple(found)
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - pypdf answers broken files with exceptions of every kind
+        return None
+
+
+def _evenly_spread(pages: int, wanted: int) -> list[int]:
+    """Positions of `wanted` pages, each from the middle of an equal share of the document."""
+    wanted = min(wanted, pages)
+    return [(2 * number + 1) * pages // (2 * wanted) for number in range(wanted)]
 
 
 def title_of(metadata_title: str, text: str, stem: str) -> str:
@@ -187,6 +294,8 @@ def _pages_by_pdfium(file: Path) -> tuple[list[Page], str]:
 def _page(page: Any) -> Page:
     text_page = page.get_textpage()
     try:
+        if text_page.count_chars() > MOST_CHARACTERS_OF_A_PAGE:
+            raise FaultyFile("TooLarge")
         return Page(*page.get_size(), lines=tuple(_lines(text_page)))
     finally:
         text_page.close()
@@ -247,20 +356,27 @@ def _boxed(pdfium: Any, handle: Any, text: str, first: int, last: int) -> Line:
 
 def _pages_by_pypdf(file: Path) -> tuple[list[Page], str]:
     """The slow way for files that pdfium refuses. There are no places, so lines count as of equal height and width."""
-    import pypdf
-    from pypdf.errors import PyPdfError
-
     try:
-        reader = pypdf.PdfReader(file)
+        reader = _pypdf_reader(file)
         if reader.is_encrypted:
             raise FaultyFile("EncryptedPdf")
         title = str((reader.metadata or {}).get("/Title") or "")
         texts = [page.extract_text() for page in reader.pages]
-    except (PyPdfError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OSError) as error:
+    except (MemoryError, FaultyFile):
+        raise
+    except Exception as error:  # pypdf answers broken files with exceptions of every kind
         raise FaultyFile("BrokenPdf") from error
-    if not texts:
-        raise FaultyFile("BrokenPdf")
+    if not 0 < len(texts) <= MOST_PAGES:
+        raise FaultyFile("TooLarge" if texts else "BrokenPdf")
     return [_unplaced_page(text) for text in texts], title
+
+
+def _pypdf_reader(file: Path) -> Any:
+    import pypdf
+
+    # What it grumbles about on the way, the fault or the agreement of the pages tells.
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)
+    return pypdf.PdfReader(file)
 
 
 def _unplaced_page(text: str) -> Page:

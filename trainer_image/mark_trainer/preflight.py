@@ -17,7 +17,7 @@ from mark_crds.job_input import digest_of
 from mark_crds.job_output import Measure, Result
 
 from mark_trainer.collection import lock_name, no_collection, open_collection
-from mark_trainer.documents import Unreadable, count_pages
+from mark_trainer.documents import Unreadable, count_pages, path_text, seen_fault
 from mark_trainer.failures import BadData, Failure, MachineTrouble, UserMistake
 from mark_trainer.ingest import corpus_files, unusable_files
 from mark_trainer.locks import is_stale, see_holder
@@ -98,18 +98,29 @@ def check_corpus(work: Work, found: Findings) -> None:
     if "ingest" not in work.job_input.stages:
         return
     files = corpus_files(work)
+    root = work.workspace.root
+    faults = {file: seen_fault(file, root) for file in files}
+    faulty = [Unreadable(path_text(file, root), fault) for file, fault in faults.items() if fault is not None]
+    openable = [file for file, fault in faults.items() if fault is None]
     deadline = time.monotonic() + SECONDS_FOR_THE_CORPUS
     counts = []
-    for count in count_pages(files, work.workspace.root):
+    for count in count_pages(openable, root):
         counts.append(count)
         if time.monotonic() > deadline:
             found.notes.append(
-                f"only {len(counts)} of {len(files)} PDF files were looked at; ingest looks at the others"
+                f"only {len(counts)} of {len(openable)} PDF files were looked at; ingest looks at the others"
             )
             break
-    faulty = [count for count in counts if isinstance(count, Unreadable)]
-    if faulty:
+    faulty += [count for count in counts if isinstance(count, Unreadable)]
+    # Files that the minute did not reach may be good.
+    may_be_good = len(faulty) < len(files)
+    if faulty and (work.job_input.ingest.on_bad_file == "Fail" or not may_be_good):
         raise unusable_files(faulty)
+    if faulty:
+        found.facts["leftOutFiles"] = len(faulty)
+        found.notes.append(
+            f"ingest will leave out {len(faulty)} of {len(files)} files: {unusable_files(faulty).message}"
+        )
     found.facts["pdfFiles"] = len(files)
     found.facts["pages"] = sum(count for count in counts if isinstance(count, int))
     folder = work.workspace.path(work.job_input.ingest.path)
