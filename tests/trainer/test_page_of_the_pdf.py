@@ -1,20 +1,23 @@
 """From one answer in a report back to the page of the PDF, checked with another PDF reader than the trainer's."""
 
 import json
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pypdf
 import pytest
 import tiny_training
-from mark_trainer import evaluate, report, report_page
+from mark_trainer import data_prep, evaluate, report, report_page
 from mark_trainer.answers import Answer
 from mark_trainer.base_model import load_tokenizer
 from mark_trainer.chunks import cut, page_breaks, page_of
 from mark_trainer.dataset import Row
 from mark_trainer.documents import Document, read_documents
 from mark_trainer.prompts import PromptBuilder
+from mark_trainer.publish import file_digest
 from mark_trainer.retrieval import named_documents
 from mark_trainer.workspace import Work, Workspace
 from reportlab.lib.pagesizes import A5
@@ -139,6 +142,41 @@ def test_a_document_that_changed_or_is_gone_is_no_source(workspace: Workspace, r
     assert named_documents(work_in(workspace), moved) == {}, "the text is read in another way than it was"
 
 
+@pytest.mark.slow
+def test_rows_of_real_licences_lead_to_their_pages(
+    ingested: Path, copy_of: Callable[[Path], Path], make_work: Callable[..., Work]
+) -> None:
+    """Ingest, dataPrep and eval one after another, as in a run; the model is too small to say anything."""
+    root = copy_of(ingested)
+    tiny_training.write_base(root / "base/tiny")
+    made = data_prep.run(make_work("dataPrep", root=root, dataPrep={"maxSamples": 40, "topK": 2}))
+    measured = evaluate.run(
+        make_work(
+            "eval",
+            root=root,
+            kind="EvalRun",
+            stages=["eval"],
+            baseModel={"path": "base/tiny"},
+            dataset={"path": made.artifacts[0].path},
+            evaluatedModel={"name": "tiny"},
+            evaluation={"maxItems": 12, "maxNewTokens": 4},
+            dataPrep={"topK": 2},
+        )
+    )
+    paths = {artifact.kind: root / artifact.path for artifact in measured.artifacts}
+    lines = [json.loads(line) for line in paths["predictions"].read_text().splitlines()]
+    numbers = json.loads(paths["report"].read_text())
+    assert numbers["dataset"]["documentsAtHand"] == len({line["document"]["digest"] for line in lines}) > 0
+    assert numbers["retrieval"]["itemsWithoutCharacters"] == 0 and len(numbers["retrieval"]["atK"]) == 2
+    for line in lines:
+        document = root / line["document"]["path"]
+        assert file_digest(document) == line["document"]["digest"]
+        page = " ".join(pypdf.PdfReader(document).pages[line["page"] - 1].extract_text().split())
+        assert " ".join(line["reference"].split()[:2]) in page, line["reference"]
+    links = read(paths["page"].read_text()).links
+    assert all((root / "reports" / unquote(link.split("#")[0])).resolve().is_file() for link in links) and links
+
+
 class Page(HTMLParser):
     """A strict reading of the page: every tag closed in its order; collects links, ids and marked words."""
 
@@ -194,8 +232,7 @@ def test_the_page_shows_the_way(workspace: Workspace, rows: list[Row], document:
     assert f"sha256 {document.digest}" in found.text and "characters" in found.text
     assert "<script>" not in page and "<script>alert(1)</script>" in found.text
     assert "http" not in page
-    link = found.links[0].split("#")[0].replace("%20", " ").replace("%26", "&")
-    assert (workspace.root / "reports" / link).resolve().is_file()
+    assert (workspace.root / "reports" / unquote(found.links[0].split("#")[0])).resolve().is_file()
 
 
 def whole_report(records: list[dict[str, Any]]) -> dict[str, Any]:
