@@ -9,6 +9,7 @@ attention. With --rehearse the same code runs a tiny model on a CPU, which says 
 import argparse
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def measure(root: Path, shape: Shape, device: torch.device) -> tuple[float, int]
         torch.cuda.empty_cache()
     rows = shape.batch * shape.accumulation * shape.steps
     write_rows(root, "full", [shape.row_tokens - 24] * rows, shape.answer_tokens)
-    clock = Clock()
+    clock = Clock(now=time.perf_counter)
     lora.run(work_of(root, shape, clock))
     return clock.rate(tokens_of(root, shape)), weights
 

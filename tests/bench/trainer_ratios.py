@@ -2,7 +2,8 @@
 """The trainer beside the ways people would otherwise do the same, as ratios of one run on one machine.
 
 Each contender gets the same model files, the same token ids and the same settings, and takes its turn several times; the best
-turn counts. Tokens are those of rows, never padding. Words choose parts: fine-tuning, ingest, answers, mamba.
+turn counts. Each computes with one thread, and a second is one of processor time, so that other work on the machine does not decide;
+ingest alone, which works in processes, is timed by the clock. Tokens are those of rows, never padding. Words choose parts: fine-tuning, ingest, answers, mamba.
 """
 
 import gc
@@ -90,10 +91,11 @@ def best_of(contenders: dict[str, Callable[[], float]]) -> dict[str, float]:
 class Clock(TrainerCallback):
     """When each optimizer step ended; also a stage's Progress, which hears the same of our own trainer."""
 
+    now: Callable[[], float] = time.process_time
     ends: list[tuple[int, float]] = field(default_factory=list)
 
     def report(self, step: int, steps: int, **measures: float) -> None:
-        self.ends.append((step, time.perf_counter()))
+        self.ends.append((step, self.now()))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.report(state.global_step, state.max_steps)
@@ -346,20 +348,20 @@ def answers(root: Path) -> Iterator[Line]:
     prompts = [builder.prompt(row.question, None) for row in read_rows(root / "datasets/questions", TRAIN_FILE)]
 
     def batched() -> float:
-        began = time.perf_counter()
+        began = time.process_time()
         answer(base.model, builder, prompts, max_new_tokens=MAX_NEW_TOKENS)
-        return len(prompts) / (time.perf_counter() - began)
+        return len(prompts) / (time.process_time() - began)
 
     @torch.inference_mode()
     def one_at_a_time() -> float:
-        began = time.perf_counter()
+        began = time.process_time()
         for prompt in prompts:
             ids = torch.tensor([prompt.ids])
             base.model.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_NEW_TOKENS, do_sample=False,
                 eos_token_id=builder.stop, pad_token_id=builder.tokenizer.pad_token_id,
             )  # fmt: skip
-        return len(prompts) / (time.perf_counter() - began)
+        return len(prompts) / (time.process_time() - began)
 
     base.model.eval()
     rates = best_of({"ours": batched, "one at a time": one_at_a_time})
@@ -383,14 +385,16 @@ def main(words: list[str]) -> int:
         return 2
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
     lines = ["| what | ours | theirs | ratio | aim | |", "|---|---|---|---|---|---|"]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_models(root)
         for part in words or PARTS:
-            lines += [line.text for line in PARTS[part](root)]
-    print(f"\n{torch.get_num_threads()} threads, torch {torch.__version__}, best of {TURNS} turns\n")
-    print("\n".join(lines))
+            found = [line.text for line in PARTS[part](root)]
+            print("\n".join(found), flush=True)
+            lines += found
+    print(f"\ntorch {torch.__version__}, best of {TURNS} turns\n\n" + "\n".join(lines))
     return 0
 
 
