@@ -2,8 +2,11 @@
 that behaves like one; tests/contract runs the real one.
 """
 
+import contextlib
 import json
 import os
+import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +22,7 @@ from mark_operator.cli.local import checks
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = Path(__file__).parent / "run.yaml"
+COMMAND = (sys.executable, "-c", "from mark_operator.cli.main import main; main()", "run", "--local", "-f", str(SAMPLE))
 TINY_TRAINER = ROOT / "tests" / "beds" / "tiny_trainer.py"
 
 
@@ -246,18 +250,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(
 ) -> None:
     monkeypatch.setenv("TINY_TRAINER", "wait ingest")
     run("--stage", "ingest")
-    command = [
-        sys.executable,
-        "-c",
-        "from mark_operator.cli.main import main; main()",
-        "run",
-        "--local",
-        "-f",
-        str(SAMPLE),
-        "--stage",
-        "ingest",
-        "--confirm",
-    ]
+    command = [*COMMAND, "--stage", "ingest", "--confirm"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as child:
@@ -276,3 +269,25 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(
     assert "asked to end: it keeps what it has done" in out
     assert run("--stage", "ingest", "--confirm").code == 0
     assert [call["attempt"] for call in calls(workspace) if call["stage"] == "ingest"] == [1, 2]
+
+
+def test_a_terminal_shows_a_bar_for_each_stage(workspace: Path) -> None:
+    run("--stage", "ingest")
+    command = [*COMMAND, "--stage", "ingest", "--confirm"]
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        command, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    ) as child:
+        os.close(theirs)
+        shown = b""
+        # Linux reports the end of a terminal as an I/O error.
+        with contextlib.suppress(OSError):
+            while piece := os.read(ours, 65536):
+                shown += piece
+    os.close(ours)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    assert child.returncode == 0, text
+    assert re.search(r"preflight +━+ +100%", text)
+    assert re.search(r"ingest +━+ +100%", text)
+    assert "step 1/2" not in text
+    assert "ingest did its work" in text
