@@ -75,7 +75,7 @@ def run_in_network(network: str, command: list[str], folder: Path) -> Heard:
     script = f'{network}\n"$@"\ncode=$?\n{COUNT} > {packets}\nexit $code'
     done = subprocess.run(
         ["unshare", "--net", "bash", "-c", script, "bash", *command],
-        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=550, check=False,
+        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1100, check=False,
     )  # fmt: skip
     return Heard(
         done.returncode, done.stdout, int(packets.read_text() or 0), attempts.read_text() if attempts.exists() else ""

@@ -33,6 +33,7 @@ def test_the_bars_read_what_the_trainer_prints() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_from_documents_to_a_report_stage_by_stage_with_a_stop_in_between(tmp_path: Path) -> None:
     workspace = write_local_run(tmp_path)
     for stage in ("ingest", "data_prep"):
@@ -77,6 +78,7 @@ def stop_at_its_first_words(*words: str, folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @needs_namespaces
 @pytest.mark.parametrize("network", [NO_ROUTE, WIRE], ids=["no route, loopback down", "a wire that leads nowhere"])
 def test_all_stages_run_without_a_network_and_try_none(tmp_path: Path, network: str) -> None:
