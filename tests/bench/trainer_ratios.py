@@ -30,12 +30,14 @@ from mark_trainer.cores import usable_cores
 from mark_trainer.dataset import TRAIN_FILE, Encoded, encode_rows, read_rows
 from mark_trainer.documents import Document, find_pdf_files, read_documents
 from mark_trainer.prompts import PromptBuilder
-from mark_trainer.workspace import Work, Workspace
+from mark_trainer.workspace import NoProgress, Work, Workspace
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_training import contract, job_input, rows, write_dataset
 from transformers import (
     AutoModelForCausalLM,
     DataCollatorForSeq2Seq,
+    LlamaConfig,
+    LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
     Trainer,
@@ -47,7 +49,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 CORPUS = Path(__file__).resolve().parents[2] / "manifests" / "corpus"
-TURNS = 3
+TURNS = 2
 MAX_LENGTH, MAX_NEW_TOKENS = 512, 64
 BATCH, ACCUMULATION = 8, 2
 LEARNING_RATE = "0.001"
@@ -88,7 +90,7 @@ def best_of(contenders: dict[str, Callable[[], float]]) -> dict[str, float]:
 
 
 @dataclass
-class Clock(TrainerCallback):
+class Clock(NoProgress, TrainerCallback):
     """When each optimizer step ended; also a stage's Progress, which hears the same of our own trainer."""
 
     now: Callable[[], float] = time.process_time
@@ -109,19 +111,26 @@ class Clock(TrainerCallback):
 def write_models(root: Path) -> None:
     """The demo's base model, and a Mamba of like size, with random weights and one tokenizer."""
     tokenizer = base_model.train_tokenizer(["\n".join(contract(number)) for number in range(400)])
-    llama = base_model.new_model(tokenizer, seed=1)
-    llama.resize_token_embeddings(base_model.VOCABULARY)
+    shared: dict[str, Any] = {
+        "vocab_size": base_model.VOCABULARY,
+        "hidden_size": base_model.HIDDEN,
+        "num_hidden_layers": base_model.LAYERS,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     torch.manual_seed(1)
-    mamba = MambaForCausalLM(
-        MambaConfig(
-            vocab_size=base_model.VOCABULARY,
-            hidden_size=base_model.HIDDEN,
-            num_hidden_layers=base_model.LAYERS,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            num_attention_heads=base_model.HEADS,
+            num_key_value_heads=base_model.HEADS // 2,
+            intermediate_size=base_model.FEED_FORWARD,
+            max_position_embeddings=base_model.CONTEXT_TOKENS,
+            tie_word_embeddings=True,
+            **shared,
         )
     )
+    mamba = MambaForCausalLM(MambaConfig(**shared))
     for name, model in (("llama", llama), ("mamba", mamba)):
         model.save_pretrained(root / "base" / name)
         tokenizer.save_pretrained(root / "base" / name)
@@ -249,8 +258,8 @@ def transformers_trainer(root: Path, base: str, encoded: Encoded) -> float:
 
 
 def fine_tuning(root: Path) -> Iterator[Line]:
-    yield from compare(root, "short rows", short_lengths(320), aims=(3.0, 1.0, 1.0))
-    yield from compare(root, "full rows", [MAX_LENGTH - 20] * 32, aims=(1.0, 1.0, 1.0))
+    yield from compare(root, "short rows", short_lengths(160), aims=(3.0, 1.0, 1.0))
+    yield from compare(root, "full rows", [MAX_LENGTH - 20] * 48, aims=(1.0, 1.0, 1.0))
 
 
 def compare(root: Path, name: str, lengths: list[int], *, aims: tuple[float, float, float]) -> Iterator[Line]:
@@ -281,7 +290,7 @@ def compare(root: Path, name: str, lengths: list[int], *, aims: tuple[float, flo
 
 
 def mamba(root: Path) -> Iterator[Line]:
-    write_rows(root, "mamba-rows", short_lengths(64))
+    write_rows(root, "mamba-rows", short_lengths(48))
     encoded = encoded_rows(root, "mamba-rows")
     tokens = sum(len(example.ids) for example in encoded.examples)
     rates = best_of(
@@ -306,7 +315,7 @@ def mamba(root: Path) -> Iterator[Line]:
 def ingest(root: Path) -> Iterator[Line]:
     import pypdfium2
 
-    for copy in range(12):
+    for copy in range(8):
         shutil.copytree(CORPUS, root / "corpus" / str(copy), ignore=shutil.ignore_patterns("*.md"))
     files = find_pdf_files(root / "corpus")
 
@@ -340,7 +349,7 @@ def ingest(root: Path) -> Iterator[Line]:
 
 
 def answers(root: Path) -> Iterator[Line]:
-    write_rows(root, "questions", short_lengths(96))
+    write_rows(root, "questions", short_lengths(48))
     base = base_model.load(
         job_input(baseModel={"path": "base/llama"}).base_model, root, torch.device("cpu"), torch.float32
     )
