@@ -88,7 +88,7 @@ corpus: setup ## render the corpus of real licence texts as PDF into build/corpu
 LOCK := $(BIN)/uv pip compile -q pyproject.toml --generate-hashes --no-header --no-annotate --upgrade --python-platform x86_64-unknown-linux-gnu
 lock: setup ## resolve the pinned requirement files anew
 	$(LOCK) --extra operator --extra gateway --python-version 3.13 -o operator/requirements.txt
-	$(LOCK) --extra operator --extra gateway --extra trainer --extra dev --python-version 3.11 -o tests/requirements.txt
+	$(LOCK) --extra operator --extra gateway --extra trainer --extra distributed --extra dev --python-version 3.11 -o tests/requirements.txt
 	echo "torch; sys_platform == 'never'" > build/no-torch.txt && $(LOCK) --extra trainer --override build/no-torch.txt --python-version 3.13 -o trainer_image/requirements-cpu.txt
 	$(LOCK) --extra trainer --extra distributed --python-version 3.13 -o trainer_image/requirements-gpu.txt
 

@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints
 
 from mark_crds.model import Model
 from mark_crds.shared import BaseModelReference, DatasetReference, Digest, ObjectName, Stage, WorkspacePath
-from mark_crds.stages import DataPrep, Evaluation, Ingest, Lora, Rlhf
+from mark_crds.stages import DataPrep, Distributed, Evaluation, Ingest, Lora, Rlhf, Tracking
 
 FORMAT_VERSION = 1
 
@@ -55,6 +55,10 @@ class JobInput(Model):
     """Settings of the stages reward and ppo."""
     evaluation: Evaluation
     """Settings of the stage eval."""
+    distributed: Distributed = Distributed()
+    """How the processes of a training stage work together."""
+    tracking: Tracking = Tracking()
+    """Where training measures go."""
     output_model: ObjectName | None = None
     """Name of the registry entry that the run writes."""
     nodes: Annotated[int, Field(ge=1, le=64)] = 1

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from mark_crds.model import Model, Rule
-from mark_crds.shared import Chroma, DecimalText, MetricName, WorkspacePath
+from mark_crds.shared import Chroma, DecimalText, MetricName, Name, ObjectName, WorkspacePath
 
 ALL_METRICS: tuple[MetricName, ...] = ("exactMatch", "f1", "rougeL", "bleu")
 CollectionName = Annotated[
@@ -89,9 +89,15 @@ class Lora(Model):
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 4
     """Rows of one forward pass on one device."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=4096)] = 4
-    """Forward passes of one optimizer step. Lower batchSize and raise this when memory runs out."""
+    """Forward passes of one optimizer step at most. Lower batchSize and raise this when memory runs out."""
     max_length: Annotated[int, Field(ge=64, le=131072)] = 1024
     """Longest row, in tokens; longer rows are left out and counted."""
+    packing: bool = True
+    """Whether the rows of a step share forward passes without padding, each apart from the others; it changes no result. Mamba, whose state would leak, goes by batches of like length instead."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Numbers of the base model: auto takes bfloat16 on a GPU that computes with it, else float32. The adapter's weights are always float32."""
+    gradient_checkpointing: bool = False
+    """Whether activations are computed twice instead of kept: less memory, about a fifth slower, the same result."""
     seed: Seed = 7
     """Seed of the initial adapter and of the order of rows."""
 
@@ -147,4 +153,34 @@ class Evaluation(Model):
     """Tokens of an answer at most."""
 
 
-Strategy = Literal["none"]
+class Distributed(Model):
+    """How the processes of a training stage work together: one a GPU, or one a node without GPUs. With one process nothing is shared."""
+
+    strategy: Literal["ddp", "deepspeedZero2", "deepspeedZero3"] = "ddp"
+    """ddp keeps the whole model in each process; deepspeedZero2 shares gradients and optimizer state out, deepspeedZero3 the base model too."""
+
+
+class WeightsAndBiases(Model):
+    """Weights & Biases, beside the TensorBoard events and metrics.jsonl that are always written."""
+
+    mode: Literal["off", "offline", "online"] = "off"
+    """offline writes below `runs/<uid>/logs/wandb`, for `wandb sync` later; online sends while it trains, so the cluster must reach the service."""
+    project: Name = "mark"
+    """Project that the run appears in."""
+    secret_name: ObjectName | None = None
+    """Secret of the run's namespace whose key `WANDB_API_KEY` holds the API key; online mode needs it. The operator never reads it."""
+
+    rules = (
+        Rule(
+            cel="self.mode != 'online' || has(self.secretName)",
+            message="tracking.wandb.secretName: online mode needs the Secret that holds WANDB_API_KEY; set it, or choose mode offline",
+            check=lambda m: m.mode != "online" or m.secret_name is not None,
+        ),
+    )
+
+
+class Tracking(Model):
+    """Where training measures go, beside the logs in the workspace."""
+
+    wandb: WeightsAndBiases = WeightsAndBiases()
+    """Weights & Biases; off unless asked for."""

@@ -8,7 +8,7 @@ from mark_crds.model import Model, Rule
 from mark_crds.names import STAGE_ORDER
 from mark_crds.run import NAME_RULE, SWITCH_RULES, RunSpec, RunStatus, transition_rules
 from mark_crds.shared import BaseModelReference, CpuResources, DatasetReference, ObjectName, Resources, Stage
-from mark_crds.stages import DataPrep, Evaluation, Ingest, Lora, Rlhf
+from mark_crds.stages import DataPrep, Distributed, Evaluation, Ingest, Lora, Rlhf, Tracking
 
 
 class Output(Model):
@@ -45,6 +45,10 @@ class TrainingRunSpec(RunSpec):
     """What lora, reward, ppo and eval ask for; eval takes one node of it."""
     cpu_resources: CpuResources = CpuResources()
     """What preflight, ingest and dataPrep ask for; never a GPU."""
+    distributed: Distributed = Distributed()
+    """How the processes of a training stage work together."""
+    tracking: Tracking = Tracking()
+    """Where training measures go, beside the logs in the workspace."""
     output: Output = Output()
     """What the run leaves in the registry."""
 

@@ -14,7 +14,7 @@ from mark_trainer.base_model import train_tokenizer
 from mark_trainer.prompts import REFUSAL
 from mark_trainer.publish import write_manifest
 from mark_trainer.workspace import Work, Workspace
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
 PARTIES = ("Licensor", "Licensee", "Contributor", "Distributor", "Publisher", "Author", "Recipient", "Steward")
 DUTIES = (
@@ -103,24 +103,26 @@ def unanswerable_rows(documents: Sequence[int], split: str) -> list[Row]:
     return found
 
 
-def write_base(folder: Path, seed: int = 1) -> None:
-    """A tokenizer of the contracts and a Llama of 30 thousand random weights."""
+def write_base(folder: Path, seed: int = 1, family: str = "llama") -> None:
+    """A tokenizer of the contracts and a Llama or Mamba of 30 thousand random weights."""
     tokenizer = train_tokenizer(["\n".join(contract(number)) for number in range(40)])
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    shared: Row = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "tie_word_embeddings": True,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if family == "mamba":
+        model = MambaForCausalLM(MambaConfig(state_size=8, **shared))
+    else:
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+        config = LlamaConfig(intermediate_size=64, max_position_embeddings=256, **heads, **shared)
+        model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -131,10 +133,10 @@ def write_dataset(folder: Path, training: Sequence[Row], validation: Sequence[Ro
     write_manifest(folder, {"kind": "dataset"})
 
 
-def write_workspace(root: Path, *, training: int = 8, validation: int = 4) -> Workspace:
+def write_workspace(root: Path, *, training: int = 8, validation: int = 4, family: str = "llama") -> Workspace:
     """A workspace with a base model and a dataset of so many documents."""
     root.mkdir(exist_ok=True)
-    write_base(root / "base/tiny")
+    write_base(root / "base/tiny", family=family)
     documents = range(100, 100 + training + validation)
     write_dataset(
         root / "datasets/contracts", rows(documents[:training], "train"), rows(documents[training:], "validation")

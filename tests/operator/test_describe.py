@@ -44,7 +44,7 @@ def test_bounds_follow_from_the_spec() -> None:
     lora = {"epochs": 3, "batchSize": 4, "gradientAccumulationSteps": 8, "maxLength": 512}
     means = {"nodes": 2, "gpusPerNode": 4}
     plan = told(training(lora=lora, dataPrep={"maxSamples": 1001}, resources=means, activeDeadlineSeconds=5400))
-    assert stage(plan, "lora").steps_at_most == 94, "3 * 1001 rows in steps of 32, rounded up"
+    assert stage(plan, "lora").steps_at_most == 12, "3 * 1001 rows in steps of 32 on each of 8 GPUs"
     assert stage(plan, "lora").tokens_at_most == 3 * 1001 * 512
     assert stage(plan, "lora").gpu_hours_at_most == "12", "8 GPUs for an hour and a half"
     assert plan.gpu_hours_at_most == "12" and stage(plan, "dataPrep").gpu_hours_at_most is None
@@ -135,6 +135,6 @@ def test_the_summary_is_read_in_ten_seconds() -> None:
     plan = told(spec, (model("tuned", VERSIONS_KEPT, f"{3:064x}"),))
     assert len(plan.summary) <= 12 and max(map(len, plan.summary)) <= 120
     assert (
-        "lora: 1 node, 2 GPUs, at most 63 steps, 1,024,000 tokens, 48 GPU-hours; writes adapters/<digest>"
+        "lora: 1 node, 2 GPUs, at most 32 steps, 1,024,000 tokens, 48 GPU-hours; writes adapters/<digest>"
         in plan.summary
     )

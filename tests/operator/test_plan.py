@@ -68,6 +68,8 @@ CHANGES = {
     "resources": {"gpusPerNode": 1},
     "cpuResources": {"cpu": "3"},
     "output": {"model": "x"},
+    "distributed": {"strategy": "deepspeedZero2"},
+    "tracking": {"wandb": {"mode": "offline"}},
 }
 # Attempts and waiting times say how long to go on, not what runs; a dataset needs other stages, so it has a test of its own.
 NOT_IN_JOBS = {"maxAttempts": 5, "pendingDeadlineSeconds": 60, "queueDeadlineSeconds": 60}

@@ -22,11 +22,13 @@ from mark_crds.job_input import FORMAT_VERSION, JobInput
 from mark_crds.job_output import ExitCode, Result
 from pydantic import ValidationError
 
+from mark_trainer import ranks
 from mark_trainer.cores import usable_cores
 from mark_trainer.failures import BadData, Failure, UserMistake, failure_of
 from mark_trainer.locks import STALE_CLAIM_SECONDS, Lock, hold
 from mark_trainer.outcome import adopt_own_result, keep_result, termination_message
 from mark_trainer.progress import SERVER_URL, Progress
+from mark_trainer.ranks import Rank
 from mark_trainer.workspace import Work, Workspace
 
 CLAIM_WAIT_SECONDS = 600.0
@@ -44,19 +46,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "build-base-model":
         return build_base_model(options)
     try:
-        result, code = run_stage(options), ExitCode.DONE
+        job_input = read_job_input(options.input)
+        waited = ranks.start(job_input, options.stage, ranks.command_again(arguments))
+        if waited is not None:  # the first of the processes has left the Result
+            return waited
+        result, code = run_stage(options, job_input), ExitCode.DONE
     except BaseException as error:  # noqa: BLE001 - whatever ends a stage must reach the operator as a Result
         failure = failure_of(error)
         if not isinstance(error, Failure):
             traceback.print_exc()
         result, code = _failed(options.stage, failure), failure.exit_code
-    _leave(result, options.termination_message)
+    if Rank.here().local_index == 0:
+        _leave(result, options.termination_message)
     return int(code)
 
 
-def run_stage(options: argparse.Namespace) -> Result:
+def run_stage(options: argparse.Namespace, job_input: JobInput) -> Result:
     """Do the stage, unless this run did it already."""
-    job_input = read_job_input(options.input)
     from_hub = job_input.base_model is not None and job_input.base_model.hugging_face_id is not None
     os.environ["HF_HUB_OFFLINE"] = "0" if from_hub else "1"
     module = _stage_module(options.stage, job_input)
@@ -73,8 +79,8 @@ def run_stage(options: argparse.Namespace) -> Result:
         stop=_stop_on_signal(),
     )
     try:
-        if not _speaks_for_all():
-            return importlib.import_module(module).run(work)
+        if not Rank.here().first:  # the first process holds the claim and writes what all of them did
+            return adopt_own_result(work) or importlib.import_module(module).run(work)
         with _claim(work) as claim:
             result = adopt_own_result(work) or importlib.import_module(module).run(work)
             keep_result(work, result)
@@ -90,7 +96,7 @@ def build_base_model(options: argparse.Namespace) -> int:
     from mark_trainer import base_model
 
     try:
-        base_model.build(options.texts, options.out, seed=options.seed, steps=options.steps)
+        base_model.build(options.texts, options.out, family=options.family, seed=options.seed, steps=options.steps)
     except Failure as failure:
         print(failure.message, file=sys.stderr)
         return int(failure.exit_code)
@@ -136,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     build = commands.add_parser("build-base-model", help="build a small base model from a folder of texts")
     build.add_argument("--texts", required=True, type=Path, help="folder with .txt files that no run's corpus holds")
     build.add_argument("--out", required=True, type=Path, help="folder to write the model to; replaced when it exists")
+    build.add_argument("--family", choices=("llama", "mamba"), default="llama", help="kind of model")
     build.add_argument("--seed", type=int, default=7, help="seed of weights and order")
     build.add_argument("--steps", type=int, default=400, help="optimizer steps of 1024 tokens")
     return parser
@@ -173,11 +180,6 @@ def _claim(work: Work) -> Iterator[Lock]:
         except BaseException:
             lock.keep()
             raise
-
-
-def _speaks_for_all() -> bool:
-    # The Pods of a stage on several nodes share the workspace; the first one writes what all of them did.
-    return os.environ.get("JOB_COMPLETION_INDEX", "0") == "0"
 
 
 def _failed(stage: str, failure: Failure) -> Result:

@@ -1,11 +1,12 @@
 """Checkpoints that are whole or not there: sealed with digests, made visible by one rename, verified before use.
 
-It must not know what the files in a checkpoint mean.
+The last ones are kept, and the one of the lowest loss. It must not know what the files in a checkpoint mean.
 """
 
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 from mark_trainer.failures import BadData
 from mark_trainer.publish import MANIFEST, provenance_of, verify_folder, write_manifest
@@ -17,17 +18,46 @@ PREFIX = "step-"
 log = logging.getLogger(__name__)
 
 
-def publish(staged: Path, folder: Path, step: int, provenance: dict[str, str]) -> Path:
-    """Seals a written checkpoint, manifest last, makes it visible as `step-N`, and drops old ones."""
+def publish(staged: Path, folder: Path, step: int, provenance: dict[str, str], loss: float | None = None) -> Path:
+    """Seals a written checkpoint, manifest last, makes it visible as `step-N`, and drops old ones.
+
+    `loss`, in nats a token on held-out rows, is what tells the best one; without it only the last ones are kept.
+    """
     target = folder / f"{PREFIX}{step}"
-    write_manifest(staged, {"kind": "checkpoint", "step": step, **provenance})
+    write_manifest(staged, {"kind": "checkpoint", "step": step, "loss": loss, **provenance})
     if target.exists():
         shutil.rmtree(target)
     staged.rename(target)
     sync_folder(folder)
+    lowest = best(folder)
     for older in _by_step(folder)[KEEP:]:
-        shutil.rmtree(older)
+        if lowest is None or step_of(older) != lowest["step"]:
+            shutil.rmtree(older)
     return target
+
+
+def best(folder: Path) -> dict[str, Any] | None:
+    """Step and loss of the checkpoint with the lowest loss, the earlier of equals; None where none was measured."""
+    measured = [
+        (found["loss"], found["step"])
+        for path in _by_step(folder)
+        if (path / MANIFEST).is_file() and (found := _provenance(path)).get("loss") is not None
+    ]
+    loss, step = min(measured, default=(None, None))
+    return None if step is None else {"step": step, "loss": loss}
+
+
+def _provenance(path: Path) -> dict[str, Any]:
+    try:
+        return provenance_of(path, path.name)
+    except BadData:  # a broken manifest: the checkpoint is passed over when it would be used
+        return {}
+
+
+def newest_after_clearing(staged: Path, folder: Path, provenance: dict[str, str]) -> Path | None:
+    """`newest_verified`, once what an earlier process left half-written is gone."""
+    shutil.rmtree(staged, ignore_errors=True)
+    return newest_verified(folder, provenance)
 
 
 def newest_verified(folder: Path, provenance: dict[str, str]) -> Path | None:

@@ -1,36 +1,40 @@
 """The stage lora: fine-tunes a low-rank adapter on the run's dataset and publishes it with its provenance.
 
 It reads top to bottom: rows, token ids, audit, adapter, training with checkpoints, publication. It must not evaluate.
+Several processes run it together, each on its share of every step; the first one writes for all.
 """
 
-import json
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from datasets import Dataset
 from mark_crds.job_input import JobInput, digest_of
 from mark_crds.job_output import Artifact, Result
 from mark_crds.names import ADAPTERS_FOLDER
-from mark_crds.stages import Lora
+from mark_crds.stages import Distributed, Lora
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch.utils.tensorboard import SummaryWriter
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
-from trl import SFTConfig, SFTTrainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
-from mark_trainer import base_model, checkpoints
-from mark_trainer.audit import audit_adapter, audit_examples
+from mark_trainer import base_model, checkpoints, passes, ranks
+from mark_trainer.answer_loss import use_answer_loss
+from mark_trainer.audit import audit_adapter, audit_examples, audit_packing
 from mark_trainer.base_model import BaseModel
 from mark_trainer.dataset import TRAIN_FILE, VALIDATION_FILE, Encoded, Example, encode_rows, read_rows, training_order
 from mark_trainer.failures import MachineTrouble, Stopped, UserMistake
+from mark_trainer.likelihood import IGNORED
+from mark_trainer.packed_attention import can_pack, use_packed_attention
+from mark_trainer.passes import Passes, PassSet, collate
 from mark_trainer.prompts import TEMPLATE_VERSION, PromptBuilder
 from mark_trainer.publish import publish, verify_folder
+from mark_trainer.ranks import Rank
+from mark_trainer.tracking import Reporter
 from mark_trainer.workspace import Work
 
 # Which layers get an adapter, by model family. Mamba reads dt_proj.weight directly and its fused kernels bypass
@@ -48,6 +52,7 @@ TARGET_MODULES = {
 WARM_UP_SHARE = 0.05
 SECONDS_BETWEEN_CHECKPOINTS = 300.0
 CHECKPOINTS_OF_A_RUN = 10  # at least, beside those by time: what a stop can cost stays below a tenth
+VALIDATION_ROWS = 16  # whose loss is measured at each checkpoint, to tell which was the best
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +65,10 @@ def run(work: Work) -> Result:
         raise UserMistake("NoEpochs", "lora.epochs: is 0, so nothing would be trained; set at least 1")
     if job.base_model is None:
         raise UserMistake("NoBaseModel", "baseModel: the stage lora needs one; set baseModel.path")
+    rank = Rank.here()
     set_seed(settings.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    device = device_of(rank)
+    dtype = number_type(settings, device)
     base = base_model.load(job.base_model, work.workspace.root, device, dtype)
 
     # ---- rows to token ids ------------------------------------------------------------------------------------------
@@ -74,11 +80,17 @@ def run(work: Work) -> Result:
     builder = PromptBuilder(base.tokenizer, limit)
     encoded = encode_rows(training_rows, builder, max_length=settings.max_length, seed=settings.seed)
     findings = audit_examples(encoded.examples, training_rows, validation_rows, builder)
+    validation = encode_rows(
+        validation_rows[:VALIDATION_ROWS], builder, max_length=settings.max_length, seed=settings.seed
+    )
     say_what_is_trained(encoded, builder)
 
     # ---- adapter ----------------------------------------------------------------------------------------------------
-    model = adapted(base, settings)
-    live_modules = audit_adapter(model, encoded.examples[0])
+    packed = settings.packing and can_pack(base.model.config)
+    model = adapted(base, settings, packed=packed)
+    live_modules = audit_adapter(model, encoded.examples[0], packed=packed)
+    if packed:
+        audit_packing(model, encoded.examples)
     provenance = {
         "baseDigest": base.digest,
         "datasetDigest": dataset_digest,
@@ -87,30 +99,41 @@ def run(work: Work) -> Result:
     }
 
     # ---- training ---------------------------------------------------------------------------------------------------
-    order = training_order(
-        [len(example.ids) for example in encoded.examples],
-        epochs=settings.epochs,
+    lengths = [len(example.ids) for example in encoded.examples]
+    order = training_order(lengths, epochs=settings.epochs, batch_size=settings.batch_size, seed=settings.seed)
+    dealt = passes.plan(
+        order,
+        lengths,
         batch_size=settings.batch_size,
-        seed=settings.seed,
+        accumulation=settings.gradient_accumulation_steps,
+        processes=rank.processes,
+        max_length=settings.max_length,
+        packed=packed,
     )
-    steps = math.ceil(len(order) / (settings.batch_size * settings.gradient_accumulation_steps))
+    steps = dealt.steps
     folder = work.run_folder / "checkpoints"
     folder.mkdir(exist_ok=True)
-    staged = work.workspace.staging_folder(work.run_uid, "checkpoint")
-    keeper = Keeper(work, folder, staged, provenance, steps)
-    reporter = Reporter(work)
-    examples = [encoded.examples[row] for row in order]
-    trainer = make_trainer(model, base, settings, examples, steps=steps, output=staged, callbacks=[reporter, keeper])
-    resume = checkpoints.newest_verified(folder, provenance)
-    if resume is not None:
+    staged = work.run_folder / "tmp" / f"checkpoint-attempt-{work.attempt}"
+    trainer = make_trainer(model, base, settings, dealt, encoded.examples, output=staged, strategy=job.distributed)
+    parameters = sum(weight.numel() for name, weight in model.named_parameters() if "lora_" not in name)
+    reporter = Reporter(work, dealt.slots(lengths), parameters, device, rank.processes) if rank.first else None
+    measure = ValidationLoss(validation.examples, base.tokenizer.pad_token_id, settings.batch_size, packed)
+    keeper = Keeper(work, rank, folder, staged, provenance, steps, measure, reporter)
+    for callback in [reporter, keeper]:
+        if callback is not None:
+            trainer.add_callback(callback)
+    resume = ranks.of_first(rank, lambda: checkpoints.newest_after_clearing(staged, folder, provenance))
+    if resume is not None and rank.first:
         print(f"lora: goes on from {resume.name} of {steps} steps", flush=True)
     work_lost = "no step was done" if resume is None else f"{resume.name} is the last checkpoint"
-    if work.stop.is_set():
+    (stop,) = ranks.any_of(rank, work.stop.is_set())
+    if stop:
         raise Stopped(
             "Stopped", f"lora was asked to end before its first step; {work_lost}, the next attempt goes on there"
         )
     outcome = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    reporter.close()
+    if reporter is not None:
+        reporter.close()
     if trainer.state.global_step < steps:
         raise Stopped(
             "StoppedAfterCheckpoint", f"lora was asked to end and kept step {trainer.state.global_step} of {steps}"
@@ -119,8 +142,11 @@ def run(work: Work) -> Result:
         raise MachineTrouble("LossNotFinite", "lora: the loss became infinite or no number; lower lora.learningRate")
 
     # ---- publication ------------------------------------------------------------------------------------------------
+    weights = adapter_weights(model)
+    if reporter is None:
+        return work.done("TookPart", f"process {rank.index} of {rank.processes} did its share of {steps} steps")
     unpublished = work.workspace.staging_folder(work.run_uid, "adapter")
-    save_adapter(trainer.model, unpublished, job)
+    save_adapter(model, weights, unpublished, job)
     manifest = {
         "kind": "adapter",
         "run": {"namespace": job.namespace, "name": job.name, "replayKey": job.replay_key},
@@ -130,6 +156,9 @@ def run(work: Work) -> Result:
         "settings": settings.to_dict(),
         "schedule": {"name": "cosine", "warmUpSteps": warm_up_steps(steps), "steps": steps},
         "precision": str(dtype).removeprefix("torch."),
+        "processes": {"count": rank.processes, "strategy": job.distributed.strategy},
+        "passes": {"packed": packed, "ofAStep": dealt.a_step * rank.processes},
+        "bestCheckpoint": checkpoints.best(folder),
         "examples": {
             "trained": findings.examples,
             "retrieved": sum(example.form == "retrieved" for example in encoded.examples),
@@ -151,7 +180,7 @@ def run(work: Work) -> Result:
         f"{steps} steps on {findings.examples} rows; the loss went from {first:.3f} to {last:.3f}; "
         f"{len(encoded.too_long)} rows were too long",
         (Artifact(kind="adapter", path=published.path, digest=published.digest),),
-        family="mamba" if "mamba" in base.model.config.model_type else "transformer",
+        family="mamba" if base.model.config.model_type == "mamba" else "transformer",
         steps=steps,
         epochs=settings.epochs,
         rows=findings.examples,
@@ -187,14 +216,36 @@ def prompt_limit(job: JobInput, base: BaseModel) -> int:
     return limit
 
 
-def adapted(base: BaseModel, settings: Lora) -> PeftModel:
-    """The base model, frozen, with a fresh adapter of float32 weights."""
+def device_of(rank: Rank) -> torch.device:
+    """The GPU of this process, or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(rank.local_index)
+    return torch.device("cuda", rank.local_index)
+
+
+def number_type(settings: Lora, device: torch.device) -> torch.dtype:
+    """The type of the base model's weights and of what is computed with them."""
+    able = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if settings.precision == "bfloat16" and device.type == "cuda" and not able:
+        raise UserMistake(
+            "NoBfloat16", "lora.precision: this GPU does not compute with bfloat16; set float32, or use another GPU"
+        )
+    wanted = settings.precision == "bfloat16" or (settings.precision == "auto" and able)
+    return torch.bfloat16 if wanted else torch.float32
+
+
+def adapted(base: BaseModel, settings: Lora, *, packed: bool) -> PeftModel:
+    """The base model, frozen, with a fresh adapter of float32 weights, ready for the training's passes and loss."""
     family = base.model.config.model_type
     if family not in TARGET_MODULES:
         raise UserMistake(
             "UnknownFamily",
             f"baseModel: no adapter targets are known for family {family}; known are {', '.join(TARGET_MODULES)}",
         )
+    use_answer_loss(base.model)
+    if packed:
+        use_packed_attention(base.model)
     torch.manual_seed(settings.seed)
     return get_peft_model(
         base.model,
@@ -212,32 +263,36 @@ def make_trainer(
     model: PeftModel,
     base: BaseModel,
     settings: Lora,
+    dealt: Passes,
     examples: Sequence[Example],
     *,
-    steps: int,
     output: Path,
-    callbacks: list[TrainerCallback],
-) -> SFTTrainer:
-    """TRL's trainer on our own token ids and labels: no template, no packing, no truncation, no report of its own."""
-    on_gpu = next(model.parameters()).device.type == "cuda"
-    arguments = SFTConfig(
+    strategy: Distributed = Distributed(),  # noqa: B008 - frozen
+) -> Trainer:
+    """transformers' trainer on our own passes and loss: a batch of it is one forward pass, in our order."""
+    on_gpu, several = next(model.parameters()).device.type == "cuda", dealt.processes > 1
+    deepspeed = deepspeed_settings(strategy) if several else None
+    arguments = TrainingArguments(
         output_dir=str(output),
-        num_train_epochs=1,  # the examples hold all epochs, in our order
+        num_train_epochs=1,  # the passes hold all epochs, in our order
         train_sampling_strategy="sequential",
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=dealt.a_step,
         learning_rate=float(settings.learning_rate),
         lr_scheduler_type="cosine",
-        warmup_steps=warm_up_steps(steps),
+        warmup_steps=warm_up_steps(dealt.steps),
         weight_decay=0.0,
         max_grad_norm=1.0,
         optim="adamw_torch",
-        bf16=on_gpu,
-        use_cpu=not on_gpu,
-        gradient_checkpointing=False,
-        max_length=None,
-        packing=False,
-        dataset_kwargs={"skip_prepare_dataset": True},
+        bf16=base.model.dtype == torch.bfloat16,
+        use_cpu=not on_gpu
+        and deepspeed is None,  # with it accelerate would leave DeepSpeed out; it sees the CPU itself
+        activation_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        ddp_backend=("nccl" if on_gpu else "gloo") if several else None,
+        ddp_find_unused_parameters=False,
+        deepspeed=deepspeed,
+        remove_unused_columns=False,
         seed=settings.seed,
         data_seed=settings.seed,
         save_strategy="no",  # Keeper decides when
@@ -249,23 +304,63 @@ def make_trainer(
         dataloader_num_workers=0,
         dataloader_pin_memory=on_gpu,
     )
-    rows = Dataset.from_list([{"input_ids": example.ids, "labels": example.labels} for example in examples])
-    trainer = SFTTrainer(
-        model=model, args=arguments, train_dataset=rows, processing_class=base.tokenizer, callbacks=callbacks
+    pad = base.tokenizer.pad_token_id
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=PassSet(dealt, examples),
+        data_collator=lambda batch: collate(batch[0], pad, packed=dealt.packed),
+        processing_class=base.tokenizer,
     )
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
+
+
+def deepspeed_settings(distributed: Distributed) -> dict[str, Any] | None:
+    """DeepSpeed's own settings for a strategy of it; what the trainer also knows is left to the trainer."""
+    stages = {"deepspeedZero2": 2, "deepspeedZero3": 3}
+    if distributed.strategy not in stages:
+        return None
+    return {
+        "zero_optimization": {"stage": stages[distributed.strategy], "overlap_comm": True},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": "auto"},
+        "gradient_clipping": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "steps_per_print": 10**9,
+    }
 
 
 def warm_up_steps(steps: int) -> int:
     return math.ceil(steps * WARM_UP_SHARE)
 
 
-def save_adapter(model: PeftModel, folder: Path, job: JobInput) -> None:
+def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    """The trained tensors, whole, on the CPU; where they are shared out every process must ask."""
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    with gathered(list(trained.values())):
+        return {name: weight.detach().cpu().clone() for name, weight in trained.items()}
+
+
+@contextlib.contextmanager
+def gathered(weights: list[torch.nn.Parameter]) -> Iterator[None]:
+    """Inside, weights that ZeRO shared out among the processes are whole."""
+    if not any(hasattr(weight, "ds_id") for weight in weights):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(weights):
+        yield
+
+
+def save_adapter(model: PeftModel, weights: dict[str, torch.Tensor], folder: Path, job: JobInput) -> None:
     """Adapter weights and configuration; the base model is named as in the spec, not by a path of this machine."""
     model.peft_config["default"].base_model_name_or_path = job.base_model.path or job.base_model.hugging_face_id
     # save_embedding_layers: whether to do so would otherwise be looked up on the hub
-    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    model.save_pretrained(folder, state_dict=weights, safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
 
 
@@ -285,76 +380,69 @@ def versions() -> dict[str, str]:
 # What happens beside the steps
 
 
-class Keeper(TrainerCallback):
-    """Decides when a checkpoint is written, seals it, and stops the training when the Pod is asked to end."""
+class ValidationLoss:
+    """Nats a trained token on a few rows of held-out documents; without dropout, so no random number is drawn."""
 
-    def __init__(self, work: Work, folder: Path, staged: Path, provenance: dict[str, str], steps: int) -> None:
-        self.work, self.folder, self.staged, self.provenance = work, folder, staged, provenance
+    def __init__(self, examples: Sequence[Example], pad: int, batch_size: int, packed: bool) -> None:
+        self.examples, self.pad, self.batch_size, self.packed = examples, pad, batch_size, packed
+
+    @torch.no_grad()
+    def __call__(self, model: PeftModel) -> float | None:
+        """None when no row fits. Every process must ask, since weights may be shared out."""
+        device = next(model.parameters()).device
+        was_training = model.training
+        model.eval()
+        nats, tokens = 0.0, 0
+        for start in range(0, len(self.examples), self.batch_size):
+            inputs = collate(self.examples[start : start + self.batch_size], self.pad, packed=self.packed)
+            on_device = {name: value.to(device) if torch.is_tensor(value) else value for name, value in inputs.items()}
+            nats += model(**on_device, num_items_in_batch=1).loss.item()
+            tokens += int((inputs["labels"] != IGNORED).sum())
+        model.train(was_training)
+        return nats / tokens if tokens else None
+
+
+class Keeper(TrainerCallback):
+    """Decides when a checkpoint is written, seals it, and stops the training when a Pod is asked to end."""
+
+    def __init__(
+        self,
+        work: Work,
+        rank: Rank,
+        folder: Path,
+        staged: Path,
+        provenance: dict[str, str],
+        steps: int,
+        measure: ValidationLoss,
+        reporter: Reporter | None,
+    ) -> None:
+        self.work, self.rank, self.folder, self.staged, self.provenance = work, rank, folder, staged, provenance
+        self.measure, self.reporter = measure, reporter
         self.every = max(1, steps // CHECKPOINTS_OF_A_RUN)
         self.last_kept = time.monotonic()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        by_time = time.monotonic() - self.last_kept >= SECONDS_BETWEEN_CHECKPOINTS
-        stop = self.work.stop.is_set() and state.global_step < state.max_steps
+        asked = self.work.stop.is_set() and state.global_step < state.max_steps
+        late = time.monotonic() - self.last_kept >= SECONDS_BETWEEN_CHECKPOINTS
+        stop, by_time = ranks.any_of(self.rank, asked, late)  # Pods are not asked at the same moment
         if stop or by_time or state.global_step % self.every == 0:
             control.should_save = True
         if stop:
             control.should_training_stop = True
         return control
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        written = self.staged / f"checkpoint-{state.global_step}"
-        checkpoints.publish(written, self.folder, state.global_step, self.provenance)
-        self.work.progress.kept(state.global_step)
-        self.last_kept = time.monotonic()
-
-
-class Reporter(TrainerCallback):
-    """Writes every step to metrics.jsonl and TensorBoard, and tells the progress."""
-
-    def __init__(self, work: Work) -> None:
-        self.work = work
-        self.epochs = work.job_input.lora.epochs
-        self.losses: list[float] = []
-        self.tokens_per_second = 0.0
-        logs = work.run_folder / "logs"
-        logs.mkdir(exist_ok=True)
-        self._file = (logs / "metrics.jsonl").open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(logs / "tensorboard"))
-        self._begun = (time.monotonic(), 0.0)  # time and tokens before the first step of this attempt
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._begun = (time.monotonic(), 0.0)
-        self.work.progress.report(state.global_step, state.max_steps)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: PeftModel, **_: Any
     ) -> None:
-        if not logs or "loss" not in logs:
-            return
-        # num_tokens counts from the start of this process, also after a resume
-        self.tokens_per_second = float(logs.get("num_tokens", 0)) / max(1e-9, time.monotonic() - self._begun[0])
-        measures = {
-            "epoch": self.epochs * state.global_step / state.max_steps,
-            "loss": float(logs["loss"]),
-            "learningRate": float(logs["learning_rate"]),
-            "gradNorm": float(logs["grad_norm"]),
-            "tokensPerSecond": self.tokens_per_second,
-        }
-        self.losses.append(measures["loss"])
-        self._file.write(json.dumps({"step": state.global_step, "attempt": self.work.attempt, **measures}) + "\n")
-        self._file.flush()
-        for name, value in measures.items():
-            self._board.add_scalar(f"lora/{name}", value, state.global_step)
-        self.work.progress.report(state.global_step, state.max_steps, **measures)
-
-    def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        loss = self.measure(model)
+        ranks.wait_for_all(self.rank)  # each process wrote its part
+        if self.reporter is not None:
+            written = self.staged / f"checkpoint-{state.global_step}"
+            checkpoints.publish(written, self.folder, state.global_step, self.provenance, loss)
+            self.work.progress.kept(state.global_step)
+            if loss is not None:
+                self.reporter.keep(state.global_step, {"validationLoss": loss})
+        ranks.wait_for_all(self.rank)
+        self.last_kept = time.monotonic()

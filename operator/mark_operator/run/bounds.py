@@ -21,7 +21,8 @@ def bounds(job_input: JobInput, means: Means, stage: str) -> dict[str, Any]:
     steps = tokens = None
     if stage == "lora" and rows is not None:
         tokens = rows * lora.epochs * lora.max_length
-        steps = -(-rows * lora.epochs // (lora.batch_size * lora.gradient_accumulation_steps))
+        processes = means.nodes(stage) * max(1, means.gpus_per_node(stage))
+        steps = -(-rows * lora.epochs // (lora.batch_size * lora.gradient_accumulation_steps * processes))
     if stage == "ppo":
         steps = job_input.rlhf.ppo.steps
     return {

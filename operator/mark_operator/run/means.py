@@ -22,6 +22,8 @@ class Means:
     resources: Resources
     cpu_resources: CpuResources
     settings: Settings
+    api_key_secret: str | None = None
+    """Secret with the key of the tracker that training sends its measures to, if it does."""
 
     def nodes(self, stage: str) -> int:
         return 1 if stage in SINGLE_NODE_STAGES else self.resources.nodes

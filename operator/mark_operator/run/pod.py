@@ -92,7 +92,16 @@ def _environment(means: Means, stage: str) -> list[Body]:
         variables["KUBEFLOW_TRAINER_SERVER_URL"] = f"{means.settings.progress_url}{progress_path(means.key)}"
         variables["KUBEFLOW_TRAINER_SERVER_CA_CERT"] = f"{names.PROGRESS_MOUNT}/{names.CA_KEY}"
         variables["KUBEFLOW_TRAINER_SERVER_TOKEN"] = f"{names.PROGRESS_MOUNT}/token"
-    return [{"name": name, "value": value} for name, value in variables.items()]
+    plain: list[Body] = [{"name": name, "value": value} for name, value in variables.items()]
+    return plain + _api_key(means, stage)
+
+
+def _api_key(means: Means, stage: str) -> list[Body]:
+    """The tracker's API key, for the stage that sends measures. The kubelet reads the Secret, the operator never."""
+    if means.api_key_secret is None or stage != "lora":
+        return []
+    name = "WANDB_API_KEY"
+    return [{"name": name, "valueFrom": {"secretKeyRef": {"name": means.api_key_secret, "key": name}}}]
 
 
 def _posts(means: Means) -> bool:

@@ -25,11 +25,15 @@ def resolve(key: RunKey, spec: Body, settings: Settings) -> Work:
         lora=parsed.lora,
         rlhf=parsed.rlhf,
         evaluation=parsed.evaluation,
+        distributed=parsed.distributed,
+        tracking=parsed.tracking,
         output_model=parsed.output.model,
         nodes=parsed.resources.nodes,
         gpus_per_node=parsed.resources.gpus_per_node,
     )
-    means = Means(key, parsed, parsed.resources, parsed.cpu_resources, settings)
+    wandb = parsed.tracking.wandb
+    secret = wandb.secret_name if wandb.mode == "online" else None
+    means = Means(key, parsed, parsed.resources, parsed.cpu_resources, settings, api_key_secret=secret)
     return Work(job_input, means, _warnings(parsed))
 
 

@@ -1,0 +1,178 @@
+"""Several processes of one stage: who is who, how they start and end, and that together they learn what one would."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_training
+import torch
+from mark_crds.job_input import JobInput
+from mark_crds.stages import Distributed
+from mark_trainer import lora, ranks
+from mark_trainer.__main__ import main
+from mark_trainer.ranks import Rank
+from mark_trainer.workspace import Workspace, write_json
+from safetensors.torch import load_file
+
+TOGETHER = {"lora": {"dropout": "0", "batchSize": 4, "gradientAccumulationSteps": 1, "epochs": 3}, "stages": ["lora"]}
+
+
+def job_of(nodes: int, gpus: int = 0, **changes: Any) -> JobInput:
+    return tiny_training.job_input(**{**TOGETHER, "nodes": nodes, "gpusPerNode": gpus, **changes})
+
+
+def test_one_process_needs_no_variables() -> None:
+    assert ranks.variables(job_of(1), {}) == []
+    assert ranks.variables(job_of(1, gpus=1), {}) == []
+    assert Rank.here({}) == Rank() and Rank().first and Rank().alone
+
+
+def test_ranks_are_numbered_node_by_node() -> None:
+    environment = {
+        "JOB_COMPLETION_INDEX": "1",
+        "MASTER_ADDR": "contracts-t-lora-1-0.contracts-t",
+        "MASTER_PORT": "29500",
+    }
+    found = ranks.variables(job_of(3, gpus=2), environment)
+    assert [Rank.here(variables) for variables in found] == [Rank(2, 6, 0), Rank(3, 6, 1)]
+    assert {variables["MASTER_ADDR"] for variables in found} == {"contracts-t-lora-1-0.contracts-t"}
+
+
+def test_a_node_without_gpus_has_one_process() -> None:
+    (variables,) = ranks.variables(job_of(2), {"JOB_COMPLETION_INDEX": "1", "MASTER_ADDR": "a"})
+    assert Rank.here(variables) == Rank(index=1, processes=2, local_index=0)
+
+
+def python(code: str) -> tuple[list[str], dict[str, str]]:
+    return [sys.executable, "-c", code], dict(os.environ)
+
+
+def test_all_well_is_zero() -> None:
+    assert ranks.supervise([python("pass"), python("pass")]) == 0
+
+
+@pytest.mark.parametrize(("ending", "code"), [("exit(75)", 75), ("import os; os.kill(os.getpid(), 9)", 137)])
+def test_the_first_failure_ends_the_others(monkeypatch: pytest.MonkeyPatch, ending: str, code: int) -> None:
+    monkeypatch.setattr(ranks, "SECONDS_TO_END", 0.5)
+    begun = time.monotonic()
+    assert ranks.supervise([python("import time; time.sleep(60)"), python(ending)]) == code
+    assert time.monotonic() - begun < 30
+
+
+def test_sigterm_reaches_every_process() -> None:
+    code = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: exit(75)); time.sleep(60)"
+    parent = multiprocessing.get_context("fork").Process(
+        target=lambda: os._exit(ranks.supervise([python(code), python(code)]))
+    )
+    parent.start()
+    time.sleep(3)
+    os.kill(parent.pid, signal.SIGTERM)
+    parent.join(40)
+    assert parent.exitcode == 75
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole trainings by two processes, as two Pods of one process each.
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return tiny_training.write_workspace(tmp_path / "workspace")
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def start(workspace: Workspace, job: JobInput, uid: str, attempt: int = 1) -> list[Any]:
+    """The Pods' processes: the very command, forked so that nothing is imported anew."""
+    folder, port = workspace.root.parent, free_port()
+    write_json(folder / f"{uid}.json", job.to_dict())
+
+    def pod(index: int) -> None:
+        os.environ.update({"JOB_COMPLETION_INDEX": str(index), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+        arguments = ["run", "--stage", "lora", "--run-uid", uid, "--attempt", str(attempt)]
+        places = ["--input", str(folder / f"{uid}.json"), "--workspace", str(workspace.root)]
+        os._exit(main([*arguments, *places, "--termination-message", str(folder / f"{uid}-{index}.message")]))
+
+    context = multiprocessing.get_context("fork")
+    pods = [context.Process(target=pod, args=(index,)) for index in range(job.nodes)]
+    for process in pods:
+        process.start()
+    return pods
+
+
+def ended(pods: list[Any]) -> list[int | None]:
+    for process in pods:
+        process.join(240)
+        process.kill()
+    return [process.exitcode for process in pods]
+
+
+def result_of(workspace: Workspace, uid: str, index: int = 0) -> dict[str, Any]:
+    return json.loads((workspace.root.parent / f"{uid}-{index}.message").read_text())
+
+
+def adapter_of(workspace: Workspace, uid: str) -> dict[str, torch.Tensor]:
+    (artifact,) = result_of(workspace, uid)["artifacts"]
+    return load_file(workspace.path(artifact["path"]) / "adapter_model.safetensors")
+
+
+def losses_of(workspace: Workspace, uid: str) -> list[float]:
+    lines = workspace.path(f"runs/{uid}/logs/metrics.jsonl").read_text().splitlines()
+    return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
+
+
+def assert_learned_the_same(workspace: Workspace, one: str, other: str) -> None:
+    assert losses_of(workspace, one) == pytest.approx(losses_of(workspace, other), abs=2e-4)
+    first, second = adapter_of(workspace, one), adapter_of(workspace, other)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], atol=2e-4, rtol=1e-2)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_with_twice_the_rows_would(workspace: Workspace) -> None:
+    assert ended(start(workspace, job_of(2), "two")) == [0, 0]
+    twice = {**TOGETHER["lora"], "gradientAccumulationSteps": 2}
+    assert ended(start(workspace, job_of(1, lora=twice), "one")) == [0]
+    assert_learned_the_same(workspace, "two", "one")
+    assert result_of(workspace, "two")["reason"] == "Trained"
+    assert result_of(workspace, "two", index=1)["reason"] == "TookPart"
+    assert len(losses_of(workspace, "two")) == 12
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_go_on_bit_for_bit(workspace: Workspace) -> None:
+    """Only one of them hears SIGTERM; dropout is on, so both random number generators must be kept."""
+    job = job_of(2, lora={**TOGETHER["lora"], "dropout": "0.1", "epochs": 24})
+    assert ended(start(workspace, job, "straight")) == [0, 0]
+    straight = adapter_of(workspace, "straight")
+    pods = start(workspace, job, "halting")
+    logs = workspace.path("runs/halting/logs/metrics.jsonl")
+    while not logs.exists() or logs.read_text().count("gradNorm") < 3:
+        time.sleep(0.02)
+        assert pods[0].is_alive()
+    os.kill(pods[1].pid, signal.SIGTERM)
+    assert ended(pods) == [75, 75]
+    assert result_of(workspace, "halting")["reason"] == "StoppedAfterCheckpoint"
+    assert ended(start(workspace, job, "halting", attempt=2)) == [0, 0]
+    halting = adapter_of(workspace, "halting")
+    assert all(torch.equal(value, halting[name]) for name, value in straight.items())
+    assert len(losses_of(workspace, "halting")) == len(losses_of(workspace, "straight"))
+
+
+def test_the_settings_of_deepspeed_follow_the_strategy() -> None:
+    assert lora.deepspeed_settings(Distributed()) is None
+    for strategy, stage in (("deepspeedZero2", 2), ("deepspeedZero3", 3)):
+        settings = lora.deepspeed_settings(Distributed(strategy=strategy))
+        assert settings is not None and settings["zero_optimization"]["stage"] == stage
