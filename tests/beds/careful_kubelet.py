@@ -49,9 +49,12 @@ class CarefulKubelet(PretendKubelet):
         metadata, spec = pod["metadata"], pod["spec"]
         if "deletionTimestamp" in metadata and pod["status"].get("phase") in ("Pending", "Running"):
             now = asyncio.get_running_loop().time()
-            if now < self._ending_since.setdefault(metadata["uid"], now) + self._end_seconds:
-                return
-        elif not spec.get("nodeName") and (spec.get("schedulingGates") or self._unplaced(pod)):
+            if now >= self._ending_since.setdefault(metadata["uid"], now) + self._end_seconds:
+                # Without a last status: else it is chance whether the Job controller reads its exit code before it is gone.
+                await self._rest.delete(f"{self._pods}/{metadata['name']}", {"gracePeriodSeconds": 0})
+                self._at_work.pop(metadata["name"], None)
+            return
+        if not spec.get("nodeName") and (spec.get("schedulingGates") or self._unplaced(pod)):
             return
         if pod["status"].get("phase") == "Pending" and spec.get("nodeName") and "deletionTimestamp" not in metadata:
             self._note(pod)

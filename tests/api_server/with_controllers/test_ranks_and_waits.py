@@ -106,13 +106,15 @@ def test_ranks_that_wait_too_long_give_back_what_they_hold(plane: ApiServer, tmp
 
 async def tell_quota(plane: ApiServer, folder: Path) -> Body:
     """A quota that somebody sets after the plan was made leaves no room for a Pod."""
-    workload = Workload("quota", _nothing, spec={"pendingDeadlineSeconds": 2, "maxAttempts": 1})
+    slow = lambda stage_name, *_: replace(done(stage_name), after_seconds=2.0)  # noqa: E731
+    workload = Workload("quota", _nothing, slow, spec={"pendingDeadlineSeconds": 2, "maxAttempts": 1})
     async with stage(plane, workload, folder / "log", timings=REPLACED_SOON) as (person, _, _, namespace):
         await person.create(workload.manifest)
         await person.planned()
         quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
         await person.change(dryRun=False, confirm=True)
-        await person.stage_running("preflight")
+        while not (await person.rest.get(person.jobs))["items"]:
+            await asyncio.sleep(0.05)
         await person.rest.post(f"/api/v1/namespaces/{namespace}/resourcequotas", quota)
         return await person.in_state("Failed")
 
