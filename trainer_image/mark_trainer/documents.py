@@ -27,6 +27,9 @@ MOST_PAGES = 20_000
 # A sheet of the smallest print holds some 20,000.
 MOST_CHARACTERS_OF_A_PAGE = 500_000
 WORKER_MEMORY_BYTES = 2 * 1024**3
+# What pdfium says where a line ends in a hyphen and the word goes on with the next line.
+LINE_END_HYPHEN = "\x02"
+_PRINTED_WORD = re.compile(r"[^\s\x02]*\x02|[^\s\x02]+")
 SECONDS_TO_OPEN = 20.0
 SECONDS_TO_READ = 300.0
 SECONDS_TO_CHECK = 20.0
@@ -304,54 +307,52 @@ def _page(page: Any) -> Page:
 
 def _lines(text_page: Any) -> Iterator[Line]:
     """The words of a page, put together to pieces of lines: a wide gap or a new level begins a new piece."""
-    piece: Line | None = None
-    for word in _printed_words(text_page):
-        if piece is not None and _goes_on(piece, word):
-            piece = Line(
-                text=f"{piece.text} {word.text}",
-                left=piece.left,
-                right=word.right,
-                bottom=min(piece.bottom, word.bottom),
-                top=max(piece.top, word.top),
-            )
+    words: list[str] = []
+    left = right = bottom = top = 0.0
+    for word, word_left, word_right, word_bottom, word_top in _printed_words(text_page):
+        height = max(top - bottom, word_top - word_bottom, 4.0)
+        same_level = min(top, word_top) > max(bottom, word_bottom)
+        if words and same_level and -height < word_left - right < 2 * height:
+            words.append(word)
+            right, bottom, top = word_right, min(bottom, word_bottom), max(top, word_top)
         else:
-            if piece is not None:
-                yield piece
-            piece = word
-    if piece is not None:
-        yield piece
+            if words:
+                yield Line(text=" ".join(words), left=left, right=right, bottom=bottom, top=top)
+            words = [word]
+            left, right, bottom, top = word_left, word_right, word_bottom, word_top
+    if words:
+        yield Line(text=" ".join(words), left=left, right=right, bottom=bottom, top=top)
 
 
-def _goes_on(piece: Line, word: Line) -> bool:
-    height = max(piece.height, word.height, 4.0)
-    same_level = min(piece.top, word.top) - max(piece.bottom, word.bottom) > 0
-    return same_level and -height < word.left - piece.right < 2 * height
-
-
-def _printed_words(text_page: Any) -> Iterator[Line]:
+def _printed_words(text_page: Any) -> Iterator[tuple[str, float, float, float, float]]:
+    """Each word with its left, right, lower and upper border in points; one call to pdfium costs a microsecond."""
     import pypdfium2.raw as pdfium
 
     handle = text_page.raw
-    characters = [pdfium.FPDFText_GetUnicode(handle, index) for index in range(text_page.count_chars())]
-    # pdfium says 2 where a line ends in a hyphen, and goes on with the next line.
-    first = 0
-    for index, code in enumerate([*characters, 32]):
-        ends_line = code == 2
-        if not ends_line and not chr(code).isspace():
-            continue
-        last = index if ends_line else index - 1
-        if last >= first:
-            text = "".join(map(chr, characters[first : last + 1]))
-            yield _boxed(pdfium, handle, text, first, index - 1 if ends_line and index > first else last)
-        first = index + 1
-
-
-def _boxed(pdfium: Any, handle: Any, text: str, first: int, last: int) -> Line:
-    # The loose box has the font's full height, so that lines without descenders stand level with the others.
     begin, end = pdfium.FS_RECTF(), pdfium.FS_RECTF()
-    pdfium.FPDFText_GetLooseCharBox(handle, first, ctypes.byref(begin))
-    pdfium.FPDFText_GetLooseCharBox(handle, last, ctypes.byref(end))
-    return Line(text=text, left=begin.left, right=end.right, bottom=begin.bottom, top=begin.top)
+    to_begin, to_end = ctypes.byref(begin), ctypes.byref(end)
+    for match in _PRINTED_WORD.finditer(_characters(handle, text_page.count_chars())):
+        first, last = match.start(), match.end() - 1
+        if match[0][-1] == LINE_END_HYPHEN and last > first:
+            last -= 1
+        # The loose box has the font's full height, so that lines without descenders stand level with the others.
+        pdfium.FPDFText_GetLooseCharBox(handle, first, to_begin)
+        pdfium.FPDFText_GetLooseCharBox(handle, last, to_end)
+        yield match[0], begin.left, end.right, begin.bottom, begin.top
+
+
+def _characters(handle: Any, count: int) -> str:
+    """The characters of a page, each at pdfium's own index, with its mark for a hyphen at a line's end."""
+    import pypdfium2.raw as pdfium
+
+    units = (ctypes.c_ushort * (count + 1))()
+    written = pdfium.FPDFText_GetText(handle, 0, count, units) - 1
+    text = bytes(units).decode("utf-16-le", errors="replace")[:written]
+    if written == count == len(text):
+        # The text at once says U+FFFE where the single character says 2.
+        return text.replace("\ufffe", LINE_END_HYPHEN)
+    # Characters without a place in the text, or beyond 16 bits, would shift the others.
+    return "".join(chr(pdfium.FPDFText_GetUnicode(handle, index)) for index in range(count))
 
 
 def _pages_by_pypdf(file: Path) -> tuple[list[Page], str]:

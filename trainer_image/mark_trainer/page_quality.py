@@ -6,6 +6,7 @@ It must not open files or decide what becomes of a page.
 import re
 import unicodedata
 from collections import Counter
+from functools import lru_cache
 
 POOR_QUALITY = 60
 """A page below this percentage is reported: its letters are coded in a way that no reader can know, as a rule."""
@@ -42,6 +43,7 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold().replace("\u00ad", " "))
 
 
+@lru_cache(maxsize=100_000)
 def _looks_like_text(word: str) -> bool:
     if "\ufffd" in word or any(unicodedata.category(character) in _NO_TEXT for character in word):
         return False
