@@ -86,6 +86,8 @@ def watch_settings() -> kopf.OperatorSettings:
     settings.watching.server_timeout = 300
     settings.watching.connect_timeout = 10
     settings.watching.chunk_size = 500
+    # A list that nobody answers is asked for again, long before anybody would call the watch deaf.
+    settings.networking.request_timeout = 30
     settings.networking.error_backoffs = _Backoffs()
     for _, _, plural in CHILDREN:
         settings.watching.label_selectors[plural] = names.RUN_LABEL

@@ -1,20 +1,23 @@
 """From a raw Job and its Pods to what they mean: waiting and why, running, done with a result, or ended without one."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from decimal import Decimal, InvalidOperation
+from typing import Any, Literal, get_args
 
 from mark_crds import names
 from mark_crds.job_output import LOCKED, ExitCode, Result
+from mark_crds.run import State
 from pydantic import ValidationError
 
-from mark_operator.messages import Note, note
+from mark_operator.messages import Note, note, shorten
 from mark_operator.run.means import CPU_STAGES
 from mark_operator.seen import Body
 
 # A stage is done only when it says what it published.
 REQUIRED_ARTIFACTS = {"ingest": "collection", "dataPrep": "dataset", "lora": "adapter", "eval": "report"}
-FINAL_CODES = {ExitCode.USER_MISTAKE: "UserMistake", ExitCode.BAD_DATA: "BadData"}
+FINAL_CODES: dict[int, str] = {ExitCode.USER_MISTAKE: "UserMistake", ExitCode.BAD_DATA: "BadData"}
 # What the kubelet says of an image that it cannot get.
 IMAGE_TROUBLE = frozenset(
     {
@@ -30,6 +33,13 @@ MORE_MEMORY = "Raise spec.cpuResources.memory"
 SMALLER_BATCHES = (
     "Lower batchSize, raise gradientAccumulationSteps by as much (spec.lora), or raise spec.resources.memory"
 )
+OUTCOMES: dict[int, str] = {
+    **FINAL_CODES,
+    ExitCode.MACHINE_TROUBLE: "MachineTrouble",
+    ExitCode.STOPPED: "Stopped",
+}
+STATES = frozenset(get_args(State))
+REASON = re.compile(r"[A-Z][A-Za-z0-9]*")
 LAST_WORDS = 500
 # What every Pod waits for at first; all else that a Pod waits for is trouble.
 COMES_UP = "being created"
@@ -162,14 +172,15 @@ def _why_waiting(pod: Body) -> Waiting | None:
 
 def _completed(job: Body, pods: list[Body]) -> Fact:
     stage, name = job["metadata"]["labels"][names.STAGE_LABEL], job["metadata"]["name"]
-    messages = [_terminated(pod).get("message", "") for pod in sorted(pods, key=_index)]
-    spoken = [message for message in messages if message]
-    if not spoken:
+    # The first Pod speaks for all.
+    ends = [_terminated(pod) for pod in pods if _index(pod) == 0]
+    words = next((str(end.get("message", "")) for end in ends if end.get("exitCode") == 0), "")
+    if not words:
         return Ended(note("NoResult", job=name, detail="no termination message"))
-    result = _parse(spoken[0])
+    result = _parse(words)
     problem = "not a Result" if result is None else _problem(result, stage)
     if result is None or problem:
-        return Ended(note("NoResult", job=name, detail=problem), last_words=spoken[0][-LAST_WORDS:])
+        return Ended(note("NoResult", job=name, detail=problem), last_words=_last_words(None, words))
     return Done(result)
 
 
@@ -181,7 +192,24 @@ def _problem(result: Result, stage: str) -> str:
     required = REQUIRED_ARTIFACTS.get(stage)
     if result.outcome == "Done" and required and not any(artifact.kind == required for artifact in result.artifacts):
         return f"it names no {required} with a digest"
-    return ""
+    endless = next((measure for measure in result.measures if not _is_finite(measure.value)), None)
+    return f"its measure {endless.name} is {endless.value}" if endless is not None else ""
+
+
+def _is_finite(value: str) -> bool:
+    """False for a number that is none; a measure may also be a word."""
+    try:
+        return Decimal(value).is_finite()
+    except InvalidOperation:
+        return True
+
+
+def lacking(result: Result, stages: Sequence[str]) -> str:
+    """What an adopted result should name for these stages and does not; empty when nothing is lacking. A collection is
+    shared and may have moved on since, so nobody asks for it."""
+    kinds = {artifact.kind for artifact in result.artifacts}
+    wanted = [REQUIRED_ARTIFACTS[stage] for stage in stages if stage in REQUIRED_ARTIFACTS and stage != "ingest"]
+    return ", ".join(kind for kind in wanted if kind not in kinds)
 
 
 def _index(pod: Body) -> int:
@@ -190,9 +218,19 @@ def _index(pod: Body) -> int:
 
 def _parse(message: str) -> Result | None:
     try:
-        return Result.model_validate_json(message)
+        result = Result.model_validate_json(message)
     except ValidationError:
         return None
+    return result if REASON.fullmatch(result.reason) else None
+
+
+def _parse_failure(message: str, stage: str, code: int) -> Result | None:
+    """The Result of a container that failed; None when it speaks of another stage, of another end than its exit code,
+    or in words that only the operator may use."""
+    result = _parse(message)
+    if result is None or result.stage != stage or result.outcome != OUTCOMES.get(code) or result.reason in STATES:
+        return None
+    return result
 
 
 def _failed(job: Body, verdict: Body, pods: list[Body]) -> Ended:
@@ -212,20 +250,20 @@ def _failed(job: Body, verdict: Body, pods: list[Body]) -> Ended:
 def _read_failure(pod: Body, job: Body) -> Ended:
     terminated, name = _terminated(pod), str(pod["metadata"]["name"])
     code, message = int(terminated["exitCode"]), str(terminated.get("message", ""))
-    result = _parse(message)
+    stage = job["metadata"]["labels"][names.STAGE_LABEL]
+    result = _parse_failure(message, stage, code)
     facts: dict[str, Any] = {"container": names.TRAINER_CONTAINER, "exit_code": code}
     if code in FINAL_CODES:
-        why = Note(result.reason, result.message) if result else _nameless(FINAL_CODES[ExitCode(code)], name, code)
+        why = _in_its_words(result) if result else _nameless(FINAL_CODES[ExitCode(code)], name, code)
         return Ended(why, final=True, last_words=_last_words(result, message), **facts)
     if _disruption(pod):
         return _disrupted(name, _disruption(pod))
     if code == ExitCode.STOPPED:
         return _stopped(result, facts)
     if terminated.get("reason") == "OOMKilled":
-        stage = job["metadata"]["labels"][names.STAGE_LABEL]
         cure = MORE_MEMORY if stage in CPU_STAGES else SMALLER_BATCHES
         return Ended(note("OutOfMemory", container=names.TRAINER_CONTAINER, cure=cure), **facts)
-    why = Note(result.reason, result.message) if result else _nameless("ContainerFailed", name, code)
+    why = _in_its_words(result) if result else _nameless("ContainerFailed", name, code)
     return Ended(why, last_words=_last_words(result, message), **facts)
 
 
@@ -235,12 +273,16 @@ def _stopped(result: Result | None, facts: dict[str, Any]) -> Ended:
     return Ended(note("Stopped"), counted=False, **facts)
 
 
+def _in_its_words(result: Result) -> Note:
+    return Note(result.reason, shorten(result.message))
+
+
 def _nameless(reason: str, pod: str, code: int) -> Note:
     return note(reason, container=names.TRAINER_CONTAINER, pod=pod, code=code)
 
 
 def _last_words(result: Result | None, message: str) -> str | None:
-    return message[-LAST_WORDS:] if message and result is None else None
+    return shorten(message[-LAST_WORDS:]) if message and result is None else None
 
 
 def _disruption(pod: Body) -> str:

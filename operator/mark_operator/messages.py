@@ -111,6 +111,6 @@ def note(reason: str, **facts: object) -> Note:
 
 
 def shorten(text: str) -> str:
-    """The text in one line, as long as a condition may hold."""
-    line = " ".join(text.split())
+    """The text in one line, as long as a condition may hold, without characters that steer a terminal."""
+    line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
     return line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"

@@ -28,6 +28,10 @@ from mark_operator.settings import Settings
 
 log = logging.getLogger(__name__)
 
+WORKING = ("Pending", "Running")
+# Until the look that finds a run gone which was there a moment ago.
+GONE_SECONDS = 1
+
 # Fields of the status that the progress server writes.
 TOLD_BY_TRAINERS = ("progress", "lastCheckpoint")
 # More than a run ever takes at once; a rule that never comes to rest is slowed down to one round through the queue.
@@ -67,6 +71,9 @@ class Reconciler:
             if error.reason == "Conflict":
                 # Somebody wrote in between, most often the progress server: look again at what stands there now.
                 return 0
+            if error.missing:
+                # It was deleted while we looked at it.
+                return GONE_SECONDS
             raise
 
     def wrote(self, key: RunKey, body: Mapping[str, Any]) -> bool:
@@ -105,7 +112,16 @@ class Reconciler:
             self._cluster.get("ConfigMap", key.namespace, plan_name),
             self._models(key, run),
         )
-        return Seen(key, run, plan, jobs, pods, models, self._authority)
+        return Seen(key, run, plan, await self._with_working(key, run, jobs), pods, models, self._authority)
+
+    async def _with_working(self, key: RunKey, run: Body, jobs: tuple[Body, ...]) -> tuple[Body, ...]:
+        """The Jobs, and the one that works by the status, should the list lack it: a list may be from the past, and a
+        Job that counts as gone gets a successor."""
+        listed = {job["metadata"]["name"] for job in jobs}
+        stages = run["status"].get("stages", ())
+        lacking = [stage["job"] for stage in stages if stage["state"] in WORKING and stage["job"] not in listed]
+        found = [await self._cluster.get("Job", key.namespace, name) for name in lacking]
+        return (*jobs, *(job for job in found if job is not None))
 
     async def _children(self, kind: str, key: RunKey, labels: dict[str, str]) -> tuple[Body, ...]:
         return tuple([item async for item in self._cluster.list_all(kind, key.namespace, labels)])

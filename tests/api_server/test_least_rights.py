@@ -17,7 +17,7 @@ import yaml
 from aiohttp import web
 from control_plane import ApiServer, control_plane
 from fault_proxy import FaultProxy
-from operator_bed import CLAIM, QUICK
+from operator_bed import CLAIM, CROWDED
 from pretend_kubelet import NEVER, Ending, PretendKubelet, done, make_node
 from release import helm, installed
 from rest import Rest
@@ -25,7 +25,7 @@ from workloads import WORKLOADS, Person, Workload
 
 Right = tuple[str, str, str]
 VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
-STORIES = ("multi-node", "suspend", "cancel", "evaluate")
+STORIES = ("multi-node", "suspend", "cancel", "evaluate-run")
 # Used only when a child of that name is there already.
 FOR_TAKEN_NAMES: set[Right] = {("", "services", "get"), ("batch", "jobs", "get")}
 
@@ -91,7 +91,7 @@ async def _tell_all(server: ApiServer, release: str, runs: str, folder: Path) ->
     port = _free_port()
     url = f"https://127.0.0.1:{port}"
     own_ports = {"progressPort": port, "progressUrl": url, "healthPort": 0}
-    settings.write_text(json.dumps({**json.loads(own), "timings": QUICK, **own_ports}))
+    settings.write_text(json.dumps({**json.loads(own), "timings": CROWDED, **own_ports}))
     async with Rest(server.url, server.tokens["admin"], str(server.certificate)) as rest:
         await make_node(rest)
         await _make_claim(rest, runs)

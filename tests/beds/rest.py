@@ -10,6 +10,7 @@ import aiohttp
 
 MERGE = "application/merge-patch+json"
 APPLY = "application/apply-patch+yaml"
+LONGEST_LINE_BYTES = 4 * 1024 * 1024
 
 
 class Refused(Exception):  # noqa: N818 - named for what it is
@@ -30,8 +31,11 @@ class Rest:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "Rest":
-        connector = aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=self._certificate))
-        self._session = aiohttp.ClientSession(self._url, headers=self._headers, connector=connector)
+        connector = aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=self._certificate), limit=0)
+        # A watch brings whole objects as single lines.
+        self._session = aiohttp.ClientSession(
+            self._url, headers=self._headers, connector=connector, read_bufsize=LONGEST_LINE_BYTES
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -53,24 +57,26 @@ class Rest:
         """Server-side apply, by force."""
         return await self._call("PATCH", f"{path}?fieldManager={manager}&force=true", body, content_type=APPLY)
 
-    async def watch(self, path: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        """Every object that is there and every change after that, until the server ends the stream; nothing, after a
-        pause, while the server is not ready to watch."""
-        assert self._session is not None
-        forever = aiohttp.ClientTimeout(total=None, sock_connect=10)
-        async with self._session.get(f"{path}?watch=true", timeout=forever) as answer:
-            if answer.status == 429:
-                await asyncio.sleep(0.5)
-                return
-            async for line in answer.content:
-                event = json.loads(line)
-                if event["type"] == "ERROR":
-                    raise Refused(event["object"].get("code", 0), event["object"].get("message", ""))
-                yield event["type"], event["object"]
-
     async def delete(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Delete; an object that is gone is fine."""
         return await self._call("DELETE", path, body, allowed=(404,))
+
+    async def watch(self, path: str, **query: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Every object that is there and every change after that, as (type, object), until the server ends the stream;
+        nothing, after a pause, while the server is not ready to watch."""
+        assert self._session is not None
+        forever = aiohttp.ClientTimeout(total=None, sock_connect=10)
+        async with self._session.get(path, params={"watch": "true", **query}, timeout=forever) as answer:
+            if answer.status == 429:
+                await asyncio.sleep(0.5)
+                return
+            if answer.status != 200:
+                raise Refused(answer.status, (await answer.text())[:500])
+            async for line in answer.content:
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    return
+                yield event["type"], event["object"]
 
     async def _call(
         self, verb: str, path: str, body: Any = None, *, allowed: tuple[int, ...] = (), content_type: str = "application/json"

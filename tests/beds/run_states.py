@@ -12,6 +12,7 @@ from mark_operator.run.decide import decide
 from mark_operator.run.view import View
 from mark_operator.seen import Answer, Findings, RunKey, Seen
 from run_builders import (
+    DIGEST,
     NOON,
     SETTINGS,
     Body,
@@ -27,8 +28,16 @@ from run_builders import (
 
 ON: Body = {"dryRun": False, "confirm": True}
 SPECS: dict[str, Callable[..., Body]] = {"TrainingRun": training, "EvalRun": evaluating}
-RESULTS = {
-    "adopted": {"outcome": "Adopted", "adopted": {"runUid": "the-first-one", "finished": "2026-01-01T00:00:00Z"}}
+PUBLISHED = [
+    {"kind": kind, "path": f"{folder}/x", "digest": DIGEST}
+    for kind, folder in (("dataset", "datasets"), ("adapter", "adapters"), ("report", "reports"))
+]
+RESULTS: dict[str, Body] = {
+    "adopted": {
+        "outcome": "Adopted",
+        "adopted": {"runUid": "the-first-one", "finished": "2026-01-01T00:00:00Z"},
+        "artifacts": PUBLISHED,
+    }
 }
 
 

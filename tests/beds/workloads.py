@@ -1,19 +1,24 @@
 """What people and nodes do to runs, as short stories, so that each can be told with and without a fault. It must hold no expectation beyond the end it waits for."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mark_crds import names
 from mark_crds.job_output import ExitCode
-from pretend_kubelet import NEVER, Ending, Script, done, trouble
+from pretend_kubelet import NEVER, Ending, Script, adopted, done, trouble
 from rest import Rest
 
 CLAIM = "mark-workspace"
 Body = dict[str, Any]
 Story = Callable[["Person"], Awaitable[None]]
 WAIT_SECONDS = 120
+# The stage of each kind that takes long.
+WORK = {"TrainingRun": "lora", "EvalRun": "eval"}
+LONG = tuple(WORK.values())
 
 
 class Person:
@@ -24,13 +29,19 @@ class Person:
         self.runs = f"/apis/{names.API_VERSION}/namespaces/{namespace}/{names.PLURALS[kind]}"
         self.jobs = f"/apis/batch/v1/namespaces/{namespace}/jobs"
         self.path = f"{self.runs}/{name}"
-        self._kind, self._name = kind, name
+        self.kind, self._name = kind, name
+        self.patience = WAIT_SECONDS
 
     async def create(self, manifest: Body) -> None:
         await self.rest.post(self.runs, manifest)
 
     async def change(self, **spec: Any) -> None:
         await self.rest.patch(self.path, {"spec": spec})
+
+    @property
+    def work(self) -> str:
+        """The stage that takes long."""
+        return WORK[self.kind]
 
     async def delete(self) -> None:
         await self.rest.delete(self.path, {"propagationPolicy": "Background"})
@@ -40,14 +51,19 @@ class Person:
 
     async def until(self, holds: Callable[[Body], bool], what: str) -> Body:
         """Look until the run is as wished; fail with what it says of itself."""
-        end = asyncio.get_running_loop().time() + WAIT_SECONDS
-        run: Body = {}
-        while asyncio.get_running_loop().time() < end:
-            run = await self.see()
-            if holds(run):
-                return run
-            await asyncio.sleep(0.05)
-        raise AssertionError(f"never {what}; the run says {run.get('status')}")
+        return await self._until(self.runs, self.path, holds, what)
+
+    async def _until(self, folder: str, path: str, holds: Callable[[Body], bool], what: str) -> Body:
+        name, last = path.rsplit("/", 1)[1], {}
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.patience):
+                while True:
+                    async with aclosing(self.rest.watch(folder, fieldSelector=f"metadata.name={name}")) as events:
+                        async for kind, item in events:
+                            last = item
+                            if kind != "DELETED" and holds(item):
+                                return item
+        raise AssertionError(f"{name} never {what}; its status says {last.get('status')}")
 
     async def planned(self) -> Body:
         return await self.until(lambda run: bool(run.get("status", {}).get("plan", {}).get("seen")), "planned")
@@ -61,14 +77,12 @@ class Person:
 
     async def held(self, stage: str) -> None:
         """Look until no Pod of the stage's first attempt works; the state says Suspended a little earlier."""
-        path = f"{self.jobs}/{names.job_name(self._kind, self._name, stage, 1)}"
-        end = asyncio.get_running_loop().time() + WAIT_SECONDS
-        while asyncio.get_running_loop().time() < end:
-            job = await self.rest.get(path)
-            if job["spec"].get("suspend") and not job["status"].get("active") and not job["status"].get("terminating"):
-                return
-            await asyncio.sleep(0.05)
-        raise AssertionError(f"the Pods of stage {stage} never ended")
+
+        def is_held(job: Body) -> bool:
+            return bool(job["spec"].get("suspend")) and not job["status"].get("active") and not job["status"].get("terminating")
+
+        path = f"{self.jobs}/{names.job_name(self.kind, self._name, stage, 1)}"
+        await self._until(self.jobs, path, is_held, f"without Pods of stage {stage}")
 
     async def stage_running(self, stage: str) -> Body:
         def runs(run: Body) -> bool:
@@ -119,56 +133,83 @@ async def _to_failure(person: Person) -> None:
 
 async def _suspend_and_resume(person: Person) -> None:
     await person.confirm()
-    await person.stage_running("lora")
+    await person.stage_running(person.work)
     await person.change(suspend=True)
     await person.in_state("Suspended")
-    await person.held("lora")
+    await person.held(person.work)
     await person.change(suspend=False)
     await person.in_state("Succeeded")
 
 
 async def _cancel(person: Person) -> None:
     await person.confirm()
-    await person.stage_running("lora")
+    await person.stage_running(person.work)
     await person.change(confirm=False)
     await person.in_state("Cancelled")
 
 
 async def _delete(person: Person) -> None:
     await person.confirm()
-    await person.stage_running("lora")
+    await person.stage_running(person.work)
     await person.delete()
 
 
+async def _read_again(person: Person) -> None:
+    """Confirmed with the hash of another plan, and then with the right one."""
+    plan = (await person.planned())["status"]["plan"]
+    await person.change(dryRun=False, confirm=True, confirmPlan="0" * 64)
+    await person.in_state("AwaitingConfirmation")
+    await person.change(confirmPlan=plan["hash"])
+    await person.in_state("Succeeded")
+
+
+async def _to_adoption(person: Person) -> None:
+    await person.confirm()
+    await person.in_state("Adopted")
+
+
 def _bad_data(stage: str, attempt: int, turn: int) -> Ending:
-    return trouble(stage, ExitCode.BAD_DATA, "EmptyCorpus", "no PDF file in folder corpus") if stage == "dataPrep" else done(stage)
+    faulty = stage in ("dataPrep", "eval")
+    return trouble(stage, ExitCode.BAD_DATA, "EmptyCorpus", "no PDF file in folder corpus") if faulty else done(stage)
 
 
 def _one_retry(stage: str, attempt: int, turn: int) -> Ending:
-    return trouble(stage, ExitCode.MACHINE_TROUBLE) if stage == "lora" and attempt == 1 else done(stage)
+    return trouble(stage, ExitCode.MACHINE_TROUBLE) if stage in LONG and attempt == 1 else done(stage)
 
 
 def _one_eviction(stage: str, attempt: int, turn: int) -> Ending:
-    return Ending(exit_code=137, reason="Error", disrupted=True) if stage == "lora" and attempt == 1 else done(stage)
+    return Ending(exit_code=137, reason="Error", disrupted=True) if stage in LONG and attempt == 1 else done(stage)
 
 
-def _endless_lora(stage: str, attempt: int, turn: int) -> Ending:
-    return replace(done(stage), after_seconds=NEVER) if stage == "lora" else done(stage)
+def _endless(stage: str, attempt: int, turn: int) -> Ending:
+    return replace(done(stage), after_seconds=NEVER) if stage in LONG else done(stage)
 
 
 def _endless_until_suspended(stage: str, attempt: int, turn: int) -> Ending:
-    return _endless_lora(stage, attempt, turn) if turn == 1 else done(stage)
+    return _endless(stage, attempt, turn) if (attempt, turn) == (1, 1) else done(stage)
 
 
-WORKLOADS = (
+def _done_before(stage: str, attempt: int, turn: int) -> Ending:
+    return adopted()
+
+
+STORIES = (
     Workload("plan", _plan),
     Workload("run", _to_success),
     Workload("fail", _to_failure, _bad_data),
     Workload("retry", _to_success, _one_retry),
     Workload("suspend", _suspend_and_resume, _endless_until_suspended),
     Workload("evict", _to_success, _one_eviction),
-    Workload("cancel", _cancel, _endless_lora),
-    Workload("delete", _delete, _endless_lora),
-    Workload("multi-node", _to_success, spec={"resources": {"nodes": 2, "cpu": "1", "memory": "1Gi"}}),
-    Workload("evaluate", _to_success, kind="EvalRun"),
+    Workload("cancel", _cancel, _endless),
+    Workload("delete", _delete, _endless),
+    Workload("confirm", _read_again),
+    Workload("adopt", _to_adoption, _done_before),
+)
+MULTI_NODE: Body = {"resources": {"nodes": 2, "cpu": "1", "memory": "1Gi"}}
+WORKLOADS = (
+    *STORIES,
+    Workload("multi-node", _to_success, spec=MULTI_NODE),
+    Workload("multi-node-retry", _to_success, _one_retry, spec=MULTI_NODE),
+    Workload("all-stages", _to_success, spec={"stages": ["ingest", "dataPrep", "lora", "eval"]}),
+    *(replace(story, name=f"evaluate-{story.name}", kind="EvalRun") for story in STORIES),
 )

@@ -10,7 +10,8 @@ from mark_operator.messages import SENTENCES
 from mark_trainer import report
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "docs" / name for name in ("runbook.md", "install.md", "opt-in.md", "metrics.md", "queues.md")] + [
+NAMES = ("runbook.md", "install.md", "opt-in.md", "metrics.md", "queues.md", "guarantees.md")
+DOCUMENTS = [ROOT / "docs" / name for name in NAMES] + [
     ROOT / "manifests" / "gitops" / "README.md"
 ]
 

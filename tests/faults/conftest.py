@@ -1,32 +1,29 @@
-"""One control plane with controllers for all stories, and each story told once undisturbed."""
+"""One control plane with controllers for all stories, each story told once undisturbed, and a tally of what was done."""
 
 import asyncio
-import os
+import time
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
 from control_plane import ApiServer, control_plane
-from operator_bed import Outcome, tell
+from operator_bed import CROWDED, Case, Outcome, tell_all
 from pretend_kubelet import make_node
 from rest import Rest
-from workloads import Workload
+from tally import WHOLE, Tally, totals_since
+from workloads import WORKLOADS
 
-WHOLE = os.environ.get("MARK_FAULTS") == "whole"
+STARTED = time.time()
 
 
-class References:
-    """The undisturbed outcome of each workload, told at its first asking."""
+@pytest.fixture(scope="session")
+def tally() -> Tally:
+    return Tally()
 
-    def __init__(self, server: ApiServer, folder: Path) -> None:
-        self._server, self._folder = server, folder
-        self._outcomes: dict[str, Outcome] = {}
 
-    def of(self, workload: Workload) -> Outcome:
-        if workload.name not in self._outcomes:
-            log = self._folder / f"{workload.name}.log"
-            self._outcomes[workload.name] = asyncio.run(tell(self._server, workload, log))
-        return self._outcomes[workload.name]
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for (suite, name), count in sorted(totals_since(STARTED).items()):
+        terminalreporter.write_line(f"{suite}: {count} {name}")
 
 
 @pytest.fixture(scope="session")
@@ -37,13 +34,20 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 
 
 @pytest.fixture(scope="session")
-def references(plane: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> References:
-    return References(plane, tmp_path_factory.mktemp("references"))
+def references(plane: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """The undisturbed outcome of each story."""
+    log = tmp_path_factory.mktemp("references") / "operator.log"
+    told = asyncio.run(tell_all(plane, [Case(workload) for workload in WORKLOADS], log, timings=CROWDED))
+    assert told.late_writes == 0
+    outcomes = dict(zip((workload.name for workload in WORKLOADS), told.outcomes, strict=True))
+    broken = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, str)}
+    assert not broken, broken
+    return {name: outcome for name, outcome in outcomes.items() if not isinstance(outcome, str)}
 
 
 @pytest.fixture(scope="session")
 def whole() -> bool:
-    """Whether every point is tried (make test-faults), or a sample of them (make test)."""
+    """Whether everything is tried (make test-faults), or a sample of it (make test)."""
     return WHOLE
 
 

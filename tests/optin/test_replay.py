@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from control_plane import ApiServer
-from mark_crds.job_output import LOCKED, Adopted, ExitCode, Result
+from mark_crds.job_output import LOCKED, ExitCode
 from operator_bed import UNHURRIED, stage
-from pretend_kubelet import Ending, done, trouble
+from pretend_kubelet import Ending, adopted, done, trouble
 from workloads import Person, Workload
 
 TIMES = 100
@@ -32,17 +32,11 @@ class Workspace:
                 stage, ExitCode.STOPPED, LOCKED, "work-abc.lock is held by run other/run (uid 1), stage lora"
             )
         if stage == "preflight" and self.revision in self.completed:
-            return _adopted()
+            return adopted()
         if stage == "lora":
             self.trained[self.revision] += 1
             self.completed.add(self.revision)
         return done(stage)
-
-
-def _adopted() -> Ending:
-    earlier = Adopted(run_uid="the-first-one", finished="2026-01-01T00:00:00Z")
-    result = Result(stage="preflight", outcome="Adopted", reason="AlreadyDone", message="done before", adopted=earlier)
-    return Ending(result=result, after_seconds=0)
 
 
 async def replay_key(person: Person) -> str:

@@ -26,7 +26,7 @@ from mark_trainer import ranks
 from mark_trainer.cores import usable_cores
 from mark_trainer.failures import BadData, Failure, UserMistake, failure_of
 from mark_trainer.locks import STALE_CLAIM_SECONDS, Lock, hold
-from mark_trainer.outcome import adopt_own_result, keep_result, termination_message
+from mark_trainer.outcome import adopt_own_result, check_earlier, checked, keep_result, termination_message
 from mark_trainer.progress import SERVER_URL, Progress
 from mark_trainer.ranks import Rank
 from mark_trainer.workspace import Work, Workspace
@@ -82,7 +82,8 @@ def run_stage(options: argparse.Namespace, job_input: JobInput) -> Result:
         if not Rank.here().first:  # the first process holds the claim and writes what all of them did
             return adopt_own_result(work) or importlib.import_module(module).run(work)
         with _claim(work) as claim:
-            result = adopt_own_result(work) or importlib.import_module(module).run(work)
+            check_earlier(work)
+            result = adopt_own_result(work) or checked(work, importlib.import_module(module).run(work))
             keep_result(work, result)
             if work.stage != work.job_input.stages[-1] and result.outcome != "Adopted":
                 claim.keep()

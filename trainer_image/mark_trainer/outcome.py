@@ -10,7 +10,7 @@ from mark_crds import names
 from mark_crds.job_input import canonical_json
 from mark_crds.job_output import Adopted, Artifact, Result
 
-from mark_trainer.failures import BadData
+from mark_trainer.failures import BadData, MachineTrouble
 from mark_trainer.publish import file_digest, verify_folder
 from mark_trainer.workspace import Work, Workspace, read_json, write_json
 
@@ -40,6 +40,33 @@ def adopt_own_result(work: Work) -> Result | None:
         return None
     result = work.result_of(work.stage)
     return result if result is not None and _verifies(work, result.artifacts) else None
+
+
+def check_earlier(work: Work) -> None:
+    """Read again what the run's earlier stages published, apart from the collection, which is shared and may have moved
+    on; raises BadData, naming it, when it is not what they reported."""
+    stages = work.job_input.stages
+    for stage in stages[: stages.index(work.stage)] if work.stage in stages else ():
+        result = work.result_of(stage)
+        for artifact in result.artifacts if result is not None else ():
+            if artifact.kind != "collection" and not _artifact_verifies(work, artifact):
+                raise BadData(
+                    "DigestDiffers",
+                    f"{artifact.path}: is no longer what {stage} published; somebody changed it. Create a new run",
+                )
+
+
+def checked(work: Work, result: Result) -> Result:
+    """The result of a stage whose every artifact was read again from the disk and has the digest that it reported;
+    raises MachineTrouble, naming it, when one has not."""
+    for artifact in result.artifacts:
+        if not _artifact_verifies(work, artifact):
+            raise MachineTrouble(
+                "ArtifactDiffers",
+                f"{artifact.path}: {work.stage} reported digest {artifact.digest[:12]}, which what lies there has not; "
+                "the next attempt writes it again",
+            )
+    return result
 
 
 def keep_result(work: Work, result: Result) -> None:

@@ -1,6 +1,6 @@
 """What a run's success writes into the registry, and how a Model keeps up with what people promote."""
 
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 
 from mark_crds.job_input import JobInput
 from mark_crds.job_output import Artifact, Measure
@@ -14,6 +14,7 @@ from mark_operator.seen import Body
 
 FAMILIES = ("transformer", "mamba", "reinforcementLearning")
 DEFAULT_FAMILY = "transformer"
+NOT_MEASURED = Decimal(-1)
 
 
 def keep_current(model: Body) -> ModelWrite | None:
@@ -49,15 +50,24 @@ def enter_verdict(view: View, job_input: JobInput, result: RunResult) -> ModelWr
 
 def passed(criteria: list[dict[str, str]], measures: tuple[Measure, ...]) -> bool | None:
     """Whether all pass criteria of an EvalRun were met;
-    None when it has none. A number that is missing was not reached."""
+    None when it has none. A number that is missing, or that no metric can reach, was not reached."""
     if not criteria:
         return None
-    reached = {measure.name: Decimal(measure.value) for measure in measures}
+    reached = {measure.name: _score(measure.value) for measure in measures}
     return all(
-        reached.get(f"tuned.{criterion['condition']}.{criterion['metric']}", Decimal(-1))
+        reached.get(f"tuned.{criterion['condition']}.{criterion['metric']}", NOT_MEASURED)
         >= Decimal(criterion["minimum"])
         for criterion in criteria
     )
+
+
+def _score(text: str) -> Decimal:
+    """A metric's value, from 0 to 1; NOT_MEASURED for anything else."""
+    try:
+        value = Decimal(text)
+    except InvalidOperation:
+        return NOT_MEASURED
+    return value if value.is_finite() and 0 <= value <= 1 else NOT_MEASURED
 
 
 def _version(view: View, job_input: JobInput, result: RunResult, adapter: Artifact) -> ModelVersion:

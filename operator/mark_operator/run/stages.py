@@ -19,6 +19,7 @@ from mark_operator.job_facts import (
     Running,
     Stopping,
     Waiting,
+    lacking,
     pod_is_live,
     read_job,
 )
@@ -38,6 +39,7 @@ YOUNG_SECONDS = 10
 # A look at a Job that was created, in case none of its events arrives.
 FIRST_LOOK_SECONDS = 5
 LONG_AGO = "1970-01-01T00:00:00Z"
+EVALUATION = ("eval",)
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,10 @@ def _with_job(view: View, attempt: Attempt, fact: Fact, job: Body) -> Decision:
     facts = {"stage": attempt.stage, "attempt": attempt.number, "job": attempt.job}
     match fact:
         case Done(result):
-            return _done(view, attempt, result)
+            missing = lacking(result, view.spec.get("stages", EVALUATION)) if result.adopted is not None else ""
+            detail = f"it adopts work without naming its {missing}"
+            ended = Ended(note("NoResult", job=attempt.job, detail=detail))
+            return _end_attempt(view, attempt, ended) if missing else _done(view, attempt, result)
         case Ended():
             return _end_attempt(view, attempt, fact)
         case Running():

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from careful_kubelet import CarefulKubelet, careful
 from control_plane import ApiServer
+from fault_proxy import Trouble
 from mark_crds import names
 from operator_bed import CHILDREN, REPLACED_SOON, stage
 from pretend_kubelet import NEVER, Ending, done
@@ -90,7 +91,7 @@ async def tell_deletion_without_operator(plane: ApiServer, folder: Path) -> None
                 if resource != "pods":  # the Job controller counts Pods with a finalizer of its own
                     assert not item["metadata"].get("finalizers"), item["metadata"]
         assert not (await person.see())["metadata"].get("finalizers")
-        proxy.trouble.cut = True
+        proxy.begin(Trouble("cut", 0, 3600))
         await process.kill()
         await person.delete()
         while (await person.rest.get(person.runs))["items"]:

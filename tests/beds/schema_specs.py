@@ -1,0 +1,182 @@
+"""Manifests made from a CRD's structural schema alone: valid ones, and each with one mistake at a known field. It must not import the typed models."""
+
+import copy
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hypothesis import strategies as st
+
+Body = dict[str, Any]
+Schema = dict[str, Any]
+CRDS = Path(__file__).parents[2] / "crds"
+# Numbers and texts stay small enough for a cluster of paper; the schema's own limits are what the mistakes go beyond.
+MOST_ITEMS = 3
+LONGEST_TEXT = 40
+STAGES = ("ingest", "dataPrep", "lora", "reward", "ppo", "eval")
+
+
+def spec_schema(plural: str) -> Schema:
+    crd = yaml.safe_load((CRDS / f"{plural}.yaml").read_text())
+    schema: Schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    return schema
+
+
+def values(schema: Schema) -> st.SearchStrategy[Any]:
+    """Every value that a schema allows, rules across fields apart."""
+    if "enum" in schema:
+        return st.sampled_from(schema["enum"])
+    match schema["type"]:
+        case "boolean":
+            return st.booleans()
+        case "integer":
+            low = schema.get("minimum", 0)
+            return st.integers(low, schema.get("maximum", low + 1000))
+        case "string":
+            return _texts(schema)
+        case "array":
+            most = min(schema.get("maxItems", MOST_ITEMS), MOST_ITEMS)
+            return st.lists(values(schema["items"]), min_size=schema.get("minItems", 0), max_size=most)
+        case "object" if "properties" in schema:
+            return _objects(schema)
+        case "object":
+            return st.dictionaries(st.from_regex(r"[a-z]{1,8}", fullmatch=True), values(schema["additionalProperties"]), max_size=2)
+    raise AssertionError(f"a type without a maker: {schema['type']}")
+
+
+def _texts(schema: Schema) -> st.SearchStrategy[str]:
+    low, high = schema.get("minLength", 0), min(schema.get("maxLength", LONGEST_TEXT), 64)
+    if "pattern" in schema:
+        found = st.from_regex(schema["pattern"].replace("$", r"\Z"), fullmatch=True, alphabet=st.characters(codec="ascii"))
+        return found.filter(lambda text: low <= len(text) <= high)
+    return st.text(st.characters(codec="ascii", categories=("Ll", "Nd")), min_size=low, max_size=min(high, LONGEST_TEXT))
+
+
+def _objects(schema: Schema) -> st.SearchStrategy[Body]:
+    makers = {name: values(inner) for name, inner in schema["properties"].items()}
+    required = {name: makers.pop(name) for name in schema.get("required", ())}
+    return st.fixed_dictionaries(required, optional=makers)
+
+
+def obeying(spec: Body, plural: str) -> Body:
+    """The spec bent until it obeys the rules across fields that the schema tells in CEL."""
+    spec = copy.deepcopy(spec)
+    _one_of_each(spec)
+    if plural == "evalruns":
+        model = spec["model"]
+        chosen = next((key for key in ("name", "path") if key in model), "auto")
+        spec["model"] = {chosen: model.get(chosen, True)} if chosen != "auto" else {"auto": True}
+        if chosen == "auto":
+            spec.setdefault("baseModel", {"path": "base/tiny"})
+        metrics = spec.get("metrics", ["exactMatch", "f1", "rougeL", "bleu"])
+        rag = spec.get("rag", {}).get("enabled", True)
+        criteria = [item for item in spec.get("pass", ()) if item["metric"] in metrics and (rag or item["condition"] == "closedBook")]
+        spec["pass"] = criteria
+    else:
+        _bend_training(spec)
+    if spec.get("confirm"):
+        spec["dryRun"] = False
+    return spec
+
+
+def _one_of_each(spec: Body) -> None:
+    base = spec.get("baseModel")
+    if base is not None:
+        spec["baseModel"] = {"path": base["path"]} if "path" in base else {"path": "base/tiny"}
+        if "huggingFaceId" in base and "revision" in base:
+            spec["baseModel"] = {"huggingFaceId": base["huggingFaceId"], "revision": base["revision"]}
+
+
+def _bend_training(spec: Body) -> None:
+    stages = [stage for stage in STAGES if stage in spec.get("stages", ("dataPrep", "lora"))]
+    if "eval" in stages and "lora" not in stages:
+        stages.remove("eval")
+    spec["stages"] = stages or ["dataPrep"]
+    if set(spec["stages"]) - {"ingest", "dataPrep"}:
+        spec.setdefault("baseModel", {"path": "base/tiny"})
+    if "dataPrep" in spec["stages"]:
+        spec.pop("dataset", None)
+    elif {"lora", "eval"} & set(spec["stages"]):
+        spec.setdefault("dataset", {"path": "datasets/abc"})
+    ingest = spec.get("ingest", {})
+    ingest["chunkOverlapCharacters"] = min(ingest.get("chunkOverlapCharacters", 100), ingest.get("chunkCharacters", 800) // 2)
+    spec["ingest"] = ingest
+    _within(spec.get("dataPrep", {}), "validationFraction", "0.25", lambda number: 0 < number < 1)
+    _within(spec.get("lora", {}), "dropout", "0.1", lambda number: number < 1)
+    _within(spec.get("lora", {}), "learningRate", "1e-4", lambda number: 0 < number <= 1)
+    if spec.get("confirm"):
+        spec.setdefault("lora", {})["epochs"] = max(1, spec.get("lora", {}).get("epochs", 1))
+        spec["rlhf"] = {"enabled": True, "reward": {"epochs": 1}, "ppo": {"steps": 1}}
+
+
+def _within(block: Body, name: str, otherwise: str, holds: Any) -> None:
+    if name in block and not holds(float(block[name])):
+        block[name] = otherwise
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A manifest's spec with one mistake, and the last part of the path to it, which the refusal must name."""
+
+    spec: Body
+    field: str
+    what: str
+
+
+def mistakes(spec: Body, schema: Schema, dice: random.Random) -> Mistake:
+    """The spec with one mistake of its own schema's making, at any depth."""
+    spots = list(_spots((), spec, schema))
+    path, inner = dice.choice(spots)
+    what, value = dice.choice(list(_wrong(inner)))
+    return Mistake(_with(spec, path, value), path[-1] if what != "unknown field" else "surprise", f"{what} at {'.'.join(path)}")
+
+
+def _spots(path: tuple[str, ...], value: Body, schema: Schema) -> Iterator[tuple[tuple[str, ...], Schema]]:
+    """Every field of the schema that the value has, or may have, and that is not inside a list."""
+    for name, inner in schema["properties"].items():
+        here = (*path, name)
+        yield here, inner
+        if inner["type"] == "object" and "properties" in inner and isinstance(value.get(name), dict):
+            yield from _spots(here, value[name], inner)
+
+
+def _wrong(schema: Schema) -> Iterator[tuple[str, Any]]:
+    kind = schema["type"]
+    yield "wrong type", {"boolean": "yes", "integer": "many", "string": 7, "array": "all", "object": "x"}[kind]
+    yield "wrong type", {"boolean": 1, "integer": 1.5, "string": ["x"], "array": {"a": 1}, "object": [1]}[kind]
+    if kind == "integer" and "maximum" in schema:
+        yield "too large", schema["maximum"] + 1
+        yield "too small", schema["minimum"] - 1
+    if "enum" in schema:
+        yield "no choice", "surprise"
+    if kind == "string" and "maxLength" in schema and "enum" not in schema:
+        yield "too long", "a" * (schema["maxLength"] + 1)
+    if "pattern" in schema:
+        yield "wrong form", "No! Not\nthis"
+    if kind == "array" and "maxItems" in schema:
+        item = schema["items"]
+        yield "too many", [_any(item)] * (schema["maxItems"] + 1)
+    if kind == "object" and "properties" in schema:
+        yield "unknown field", {"surprise": 1}
+
+
+def _any(schema: Schema) -> Any:
+    if "enum" in schema:
+        return schema["enum"][0]
+    if schema["type"] == "object":
+        return {name: _any(schema["properties"][name]) for name in schema.get("required", ())}
+    return "a"
+
+
+def _with(spec: Body, path: tuple[str, ...], value: Any) -> Body:
+    changed = copy.deepcopy(spec)
+    place = changed
+    for name in path[:-1]:
+        place = place[name]
+    if isinstance(value, dict) and "surprise" in value and isinstance(place.get(path[-1]), dict):
+        value = {**place[path[-1]], **value}
+    place[path[-1]] = value
+    return changed

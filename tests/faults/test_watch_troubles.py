@@ -1,0 +1,92 @@
+"""Watches that stall, lose, merge or expire, and partitions: the end and the writes must be those of an undisturbed run, soon after healing."""
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from control_plane import ApiServer
+from fault_proxy import Ailment, Trouble
+from operator_bed import AS_INSTALLED, Case, Outcome, Partition, tell_all
+from tally import WHOLE, Tally
+from undisturbed import broken
+from workloads import WORKLOADS
+
+Body = dict[str, Any]
+CROWD = 35
+PATIENCE_SECONDS = 400
+LONGEST_UNTIL_A_LOOK_SECONDS = 90
+# A busy machine does not cost the operator its Lease, which no trouble with one namespace touches.
+PATIENT: Body = {**AS_INSTALLED, "leaseSeconds": 60, "renewSeconds": 5}
+# What a healthy stream loses is found by the next list or look, so their periods are the limit; the API server itself loses nothing.
+WATCHFUL: Body = {**PATIENT, "relistSeconds": 60, "checkSeconds": 60, "activeSeconds": 60}
+TROUBLES: dict[Ailment, tuple[float, Body]] = {
+    "stalled": (10, PATIENT),
+    "silent": (10, PATIENT),
+    "cut": (10, PATIENT),
+    "gone": (15, PATIENT),
+    "merged": (20, PATIENT),
+    "dropped": (20, WATCHFUL),
+}
+# When it begins, as the share of an undisturbed run's writes that were made before.
+MOMENTS = (0.0, 0.4, 0.8)
+# In `make test`, one case in so many.
+SAMPLE = 7
+PARTITIONS = (Partition("cut", 8, 10),)
+LONG_PARTITIONS = (Partition("silent", 8, 10), Partition("cut", 8, 120), Partition("silent", 8, 120), Partition("cut", 8, 900))
+HEAD_STARTS_SECONDS = (0.0, 2.0, 4.0)
+
+
+def cases_of(kind: Ailment, references: Mapping[str, Outcome]) -> list[Case]:
+    seconds, _ = TROUBLES[kind]
+    cases = [
+        Case(workload, trouble=Trouble(kind, int(references[workload.name].calls * moment), seconds))
+        for workload in WORKLOADS
+        for moment in MOMENTS
+    ]
+    return cases if WHOLE else cases[list(TROUBLES).index(kind) :: SAMPLE]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", TROUBLES)
+def test_every_trouble_heals(
+    plane: ApiServer, references: dict[str, Outcome], tally: Tally, kind: Ailment, tmp_path: Path
+) -> None:
+    all_cases, (_, timings) = cases_of(kind, references), TROUBLES[kind]
+    with tally.of("watch troubles", kind) as counts:
+        for at in range(0, len(all_cases), CROWD):
+            cases, log = all_cases[at : at + CROWD], tmp_path / f"{at}.log"
+            told = asyncio.run(tell_all(plane, cases, log, patience=PATIENCE_SECONDS, timings=timings))
+            assert not (found := broken(references, cases, told)), f"{len(found)} of {len(cases)}: {found}"
+            outcomes = [outcome for outcome in told.outcomes if not isinstance(outcome, str)]
+            looks = {str(case): outcome.looked_after for case, outcome in zip(cases, outcomes, strict=True)}
+            slow = {case: look for case, look in looks.items() if look and look > LONGEST_UNTIL_A_LOOK_SECONDS}
+            assert not slow, f"seconds until a look after healing: {slow}"
+            assert told.starts == 1, "trouble with a watch ends no process"
+            counts[kind] += sum(outcome.struck for outcome in outcomes)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    "partition", PARTITIONS + LONG_PARTITIONS * WHOLE, ids=lambda partition: f"{partition.kind}-{partition.seconds}-s"
+)
+def test_every_partition_heals(
+    plane: ApiServer, references: dict[str, Outcome], tally: Tally, partition: Partition, tmp_path: Path
+) -> None:
+    stories = len(HEAD_STARTS_SECONDS) if WHOLE else 1
+    cases = [
+        Case(workload, begins_after=HEAD_STARTS_SECONDS[(number + turn) % len(HEAD_STARTS_SECONDS)])
+        for turn in range(stories)
+        for number, workload in enumerate(WORKLOADS)
+    ]
+    with tally.of("partitions", f"{partition.kind} {partition.seconds} s") as counts:
+        patience = PATIENCE_SECONDS + partition.seconds
+        told = asyncio.run(
+            tell_all(plane, cases, tmp_path / "log", patience=patience, partition=partition, timings=AS_INSTALLED)
+        )
+        assert not (found := broken(references, cases, told)), f"{len(found)} of {len(cases)}: {found}"
+        assert told.looked_after is not None and told.looked_after <= LONGEST_UNTIL_A_LOOK_SECONDS
+        counts[f"{partition.seconds} s"] = len(cases)
