@@ -103,11 +103,11 @@ class LongestLag:
 class Crowd:
     """Runs of one spec in one namespace, and when each of them was first seen in each state."""
 
-    def __init__(self, rest: Rest, namespace: str, count: int, **spec: Any) -> None:
+    def __init__(self, rest: Rest, namespace: str, count: int, prefix: str = "run", **spec: Any) -> None:
         self._rest, self.namespace, self._spec = rest, namespace, spec
         self.runs = f"{RUNS}/namespaces/{namespace}/trainingruns"
         self.jobs = f"/apis/batch/v1/namespaces/{namespace}/jobs"
-        self.names = [f"run-{number:05d}" for number in range(count)]
+        self.names = [f"{prefix}-{number:05d}" for number in range(count)]
         self.confirmed: dict[str, float] = {}
         self.first_job: dict[str, float] = {}
         self.in_state: dict[str, dict[str, float]] = defaultdict(dict)

@@ -7,6 +7,7 @@ of this program, so their ratios hold on any machine.
 import argparse
 import asyncio
 import json
+import signal
 import statistics
 import sys
 import tempfile
@@ -70,7 +71,7 @@ async def measure(server: ApiServer, folder: Path, size: int) -> Figures:
     """One size on a fresh API server."""
     figures, audit = Figures(size), AuditLog(server.audit_log)
     namespace = await asyncio.to_thread(server.fresh_namespace)
-    operator = OperatorUnderTest(server, folder)
+    operator = OperatorUnderTest(server, folder, watchNamespaces=[namespace])
     async with Rest(server.url, server.tokens["admin"], str(server.certificate)) as rest:
         await make_claim(rest, namespace)
         crowd, lag = Crowd(rest, namespace, size), LongestLag(operator)
@@ -80,15 +81,15 @@ async def measure(server: ApiServer, folder: Path, size: int) -> Figures:
                 await _stay_quiet(audit, figures)
                 prepared = await _statuses(rest, crowd)
                 await _start(operator, crowd, audit, figures)
-                requests = await _requests(rest, crowd)
+                # At once after the operator, so that other work on the machine weighs on both alike.
+                await _bare(server, rest, folder, prepared, await _requests(rest, crowd), figures)
                 await _live(rest, crowd, audit, figures)
                 figures.megabytes_highest = operator.megabytes("VmHWM")
                 operator.stop()
-                await _restart(server, rest, operator, audit, figures)
+                await _restart(rest, namespace, operator, audit, figures)
                 figures.longest_lag_seconds = lag.seconds
         finally:
             operator.stop()
-        await _bare(server, rest, folder, prepared, requests, figures)
     return figures
 
 
@@ -130,13 +131,9 @@ async def _live(rest: Rest, crowd: Crowd, audit: AuditLog, figures: Figures) -> 
     _note(figures, "stages to the end", audit.take())
 
 
-async def _restart(
-    server: ApiServer, rest: Rest, operator: OperatorUnderTest, audit: AuditLog, figures: Figures
-) -> None:
+async def _restart(rest: Rest, namespace: str, operator: OperatorUnderTest, audit: AuditLog, figures: Figures) -> None:
     """A new operator over finished runs: how soon it plans a new run, and what it does with the old ones."""
-    namespace = await asyncio.to_thread(server.fresh_namespace)
-    await make_claim(rest, namespace)
-    newcomer = Crowd(rest, namespace, 1)
+    newcomer = Crowd(rest, namespace, 1, prefix="newcomer")
     await newcomer.create()
     audit.take()
     before = time.monotonic()
@@ -343,6 +340,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench-operator")
     parser.add_argument("--no-traffic", action="store_true", help="leave out the counting of bytes and writes")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
     options.out.mkdir(parents=True, exist_ok=True)
     found: list[Figures] = []
     for size in options.sizes:
