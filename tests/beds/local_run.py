@@ -22,7 +22,7 @@ def write_local_run(folder: Path) -> Path:
         shutil.copy(CORPUS / f"{name}.pdf", workspace / "corpus")
     write_base(workspace / "base/tiny")
     lora = {
-        "epochs": 1,
+        "epochs": 10,
         "rank": 4,
         "learningRate": "0.01",
         "batchSize": 4,

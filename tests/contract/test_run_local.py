@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -33,31 +34,47 @@ def test_the_bars_read_what_the_trainer_prints() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_from_documents_to_a_report_stage_by_stage(tmp_path: Path) -> None:
+def test_from_documents_to_a_report_stage_by_stage_with_a_stop_in_between(tmp_path: Path) -> None:
     workspace = write_local_run(tmp_path)
-    for stage in ("ingest", "data_prep", "lora", "eval"):
-        for words in ((), ("--confirm",)):
-            done = subprocess.run(
-                local_run("--stage", stage, *words),
-                cwd=tmp_path,
-                capture_output=True,
-                text=True,
-                timeout=500,
-                check=False,
-            )
-            assert done.returncode == 0, done.stdout + done.stderr
+    for stage in ("ingest", "data_prep"):
+        plan_and_confirm(tmp_path, "--stage", stage)
+    ended("--stage", "lora", folder=tmp_path)
+    stop_at_its_first_words("--stage", "lora", "--confirm", folder=tmp_path)
+    assert not (workspace / "adapters").exists()
+    for stage in ("lora", "eval"):
+        done = plan_and_confirm(tmp_path, "--stage", stage)
     (report,) = (workspace / "reports").glob("eval_contracts-lora_*.json")
     assert set(json.loads(report.read_text())["scores"]) == {"base", "tuned"}
     assert f"report: {report}" in done.stderr
-    again = subprocess.run(
-        local_run("--stage", "lora", "--confirm"),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
+    again = ended("--stage", "lora", "--confirm", folder=tmp_path)
     assert (again.returncode, "finished this work" in again.stdout) == (0, True), again.stdout + again.stderr
+
+
+def ended(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(local_run(*words), cwd=folder, capture_output=True, text=True, timeout=500, check=False)
+
+
+def plan_and_confirm(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    for confirm in ((), ("--confirm",)):
+        done = ended(*words, *confirm, folder=folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def stop_at_its_first_words(*words: str, folder: Path) -> None:
+    """Ctrl-C while the stage lora is at work: it ends with what it has, and says how to go on."""
+    with subprocess.Popen(
+        local_run(*words), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if line.startswith("lora: "):
+                child.send_signal(signal.SIGINT)
+                break
+        out, err = child.communicate(timeout=300)
+    assert child.returncode == 130, out + err
+    assert "lora was asked to end" in err
+    assert "to go on: mark run --local -f run.yaml --stage lora --confirm" in err
 
 
 @pytest.mark.slow
