@@ -139,6 +139,7 @@ def test_accumulation_equals_a_large_batch(workspace: Workspace, tmp_path: Path)
     assert_same(small, train(workspace, SETTINGS, tmp_path / "large"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{"packing": False}, {"max_length": 64, "gradient_accumulation_steps": 2, "batch_size": 2}],
@@ -150,6 +151,7 @@ def test_packing_changes_no_number(workspace: Workspace, tmp_path: Path, changes
     assert_same(other, train(workspace, SETTINGS, tmp_path / "packed"))
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_no_number(workspace: Workspace, tmp_path: Path) -> None:
     """With dropout: what is computed again must draw the same numbers."""
     settings = SETTINGS.model_copy(update={"dropout": "0.2"})
@@ -159,6 +161,7 @@ def test_gradient_checkpointing_changes_no_number(workspace: Workspace, tmp_path
     )
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near(workspace: Workspace, tmp_path: Path) -> None:
     """Its eight bits of precision show, and no more than they."""
     steps, adapter = train(workspace, SETTINGS, tmp_path / "bfloat16", torch.bfloat16)

@@ -171,6 +171,15 @@ def test_two_processes_stop_together_and_go_on_bit_for_bit(workspace: Workspace)
     assert len(losses_of(workspace, "halting")) == len(losses_of(workspace, "straight"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["deepspeedZero2", "deepspeedZero3"])
+def test_deepspeed_without_gpus_is_refused(workspace: Workspace, strategy: str) -> None:
+    """accelerate joins no processes there: each would train on every row, as if it were alone."""
+    assert ended(start(workspace, job_of(2, distributed={"strategy": strategy}), "zero")) == [64, 64]
+    assert result_of(workspace, "zero")["reason"] == "NoDeepSpeedOnCpu"
+    assert not workspace.path("adapters").exists()
+
+
 def test_the_settings_of_deepspeed_follow_the_strategy() -> None:
     assert lora.deepspeed_settings(Distributed()) is None
     for strategy, stage in (("deepspeedZero2", 2), ("deepspeedZero3", 3)):

@@ -25,6 +25,7 @@ def logged(workspace: Workspace, uid: str = "run-1") -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.slow
 def test_every_measure_is_in_both_logs(workspace: Workspace) -> None:
     lora.run(tiny_training.work_of(workspace, tiny_training.job_input()))
     steps = [line for line in logged(workspace) if "loss" in line]

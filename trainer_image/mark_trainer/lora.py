@@ -304,6 +304,12 @@ def make_trainer(
         dataloader_num_workers=0,
         dataloader_pin_memory=on_gpu,
     )
+    if arguments.world_size != dealt.processes:
+        raise UserMistake(
+            "NoDeepSpeedOnCpu",
+            f"distributed.strategy: {strategy.strategy} needs GPUs; without them its processes would each train alone: "
+            "set ddp",
+        )
     pad = base.tokenizer.pad_token_id
     trainer = Trainer(
         model=model,
