@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,6 @@ import torch
 from mark_crds.job_input import JobInput
 from mark_crds.stages import Distributed
 from mark_trainer import lora, ranks
-from mark_trainer.__main__ import main
 from mark_trainer.ranks import Rank
 from mark_trainer.workspace import Workspace, write_json
 from safetensors.torch import load_file
@@ -93,29 +93,28 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def start(workspace: Workspace, job: JobInput, uid: str, attempt: int = 1) -> list[Any]:
-    """The Pods' processes: the very command, forked so that nothing is imported anew."""
+def start(workspace: Workspace, job: JobInput, uid: str, attempt: int = 1) -> list[subprocess.Popen[bytes]]:
+    """The Pods' processes: the very command, each in a fresh process, because torch's threads do not survive a fork."""
     folder, port = workspace.root.parent, free_port()
     write_json(folder / f"{uid}.json", job.to_dict())
 
-    def pod(index: int) -> None:
-        os.environ.update({"JOB_COMPLETION_INDEX": str(index), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+    def pod(index: int) -> subprocess.Popen[bytes]:
+        variables = {"JOB_COMPLETION_INDEX": str(index), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         arguments = ["run", "--stage", "lora", "--run-uid", uid, "--attempt", str(attempt)]
         places = ["--input", str(folder / f"{uid}.json"), "--workspace", str(workspace.root)]
-        os._exit(main([*arguments, *places, "--termination-message", str(folder / f"{uid}-{index}.message")]))
+        message = ["--termination-message", str(folder / f"{uid}-{index}.message")]
+        command = [sys.executable, "-m", "mark_trainer", *arguments, *places, *message]
+        return subprocess.Popen(command, env={**os.environ, **variables})
 
-    context = multiprocessing.get_context("fork")
-    pods = [context.Process(target=pod, args=(index,)) for index in range(job.nodes)]
-    for process in pods:
-        process.start()
-    return pods
+    return [pod(index) for index in range(job.nodes)]
 
 
-def ended(pods: list[Any]) -> list[int | None]:
-    for process in pods:
-        process.join(240)
-        process.kill()
-    return [process.exitcode for process in pods]
+def ended(pods: list[subprocess.Popen[bytes]]) -> list[int]:
+    try:
+        return [process.wait(240) for process in pods]
+    finally:
+        for process in pods:
+            process.kill()
 
 
 def result_of(workspace: Workspace, uid: str, index: int = 0) -> dict[str, Any]:
@@ -161,7 +160,7 @@ def test_two_processes_stop_together_and_go_on_bit_for_bit(workspace: Workspace)
     logs = workspace.path("runs/halting/logs/metrics.jsonl")
     while not logs.exists() or logs.read_text().count("gradNorm") < 3:
         time.sleep(0.02)
-        assert pods[0].is_alive()
+        assert pods[0].poll() is None
     os.kill(pods[1].pid, signal.SIGTERM)
     assert ended(pods) == [75, 75]
     assert result_of(workspace, "halting")["reason"] == "StoppedAfterCheckpoint"

@@ -144,11 +144,11 @@ def test_suspend_reaches_the_job_and_nothing_else_of_it(bench: Any) -> None:
     before = bench.wait_for_job("run-t-preflight-1")["spec"]
     bench.patch("trainingrun", "run", {"spec": {"suspend": True}})
     bench.wait_for_state("Suspended")
-    held = bench.get("job", "run-t-preflight-1")["spec"]
-    assert held == {**before, "suspend": True}
+    # The state is written first, and tells our hold from another's.
+    bench.wait(lambda: bench.get("job", "run-t-preflight-1")["spec"] == {**before, "suspend": True})
     bench.patch("trainingrun", "run", {"spec": {"suspend": False}})
     bench.wait_for_state("Starting")
-    assert bench.get("job", "run-t-preflight-1")["spec"]["suspend"] is False
+    bench.wait(lambda: bench.get("job", "run-t-preflight-1")["spec"]["suspend"] is False)
 
 
 def test_a_run_made_anew_waits_for_the_pods_of_the_old_one(bench: Any) -> None:

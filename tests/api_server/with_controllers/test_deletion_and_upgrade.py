@@ -18,7 +18,8 @@ from workloads import Person, Workload
 pytestmark = pytest.mark.slow
 Body = dict[str, Any]
 NAMES, TIMES = 5, 10  # runs at once, and how often each is deleted and made anew: 50 times in all
-GONE_SECONDS = 60
+# The namespace controller looks again after half of the longest grace period of a Pod that it finds, 120 s here.
+GONE_SECONDS = 180
 
 
 async def _nothing(_: Person) -> None:
