@@ -65,6 +65,11 @@ class Telling:
     annotated: LastCheckpoint | None = None
     task: asyncio.Task[None] | None = None
 
+    @property
+    def waits(self) -> bool:
+        """Whether anything is still to be written."""
+        return self.progress is not None or bool(self.news)
+
 
 class ProgressServer:
     """One server for all runs; every replica has one."""
@@ -158,13 +163,14 @@ class ProgressServer:
             telling.task = asyncio.create_task(self._write_when_due(key, poster, telling))
 
     async def _write_when_due(self, key: RunKey, poster: Poster, telling: Telling) -> None:
-        try:
-            while telling.progress is not None:
-                await asyncio.sleep(max(0.0, telling.due - time.monotonic()))
-                if telling.progress is not None:
-                    await self._write(key, poster, telling)
-        except ApiError as error:
-            log.warning("progress was not written: %s", error, extra={"run": str(key)})
+        while telling.waits:
+            await asyncio.sleep(max(0.0, telling.due - time.monotonic()))
+            try:
+                await self._write(key, poster, telling)
+            except ApiError as error:
+                log.warning("progress was not written: %s", error, extra={"run": str(key)})
+                if not error.is_transient:
+                    return
 
     async def _write(self, key: RunKey, poster: Poster, telling: Telling, *, at_once: bool = False) -> None:
         """Write what waits: first the metrics, whose object also tells whether another replica wrote just now."""
@@ -173,8 +179,12 @@ class ProgressServer:
             self._write_later(key, poster, telling)
             return
         progress, telling.progress = telling.progress, None
-        if progress is None:
-            return
+        if progress is not None:
+            await self._write_run(key, poster, telling, progress)
+        if telling.waits:
+            self._write_later(key, poster, telling)
+
+    async def _write_run(self, key: RunKey, poster: Poster, telling: Telling, progress: Progress) -> None:
         told = {"progress": progress, "lastCheckpoint": telling.checkpoint}
         try:
             await self._write_status(key, {name: value.to_dict() for name, value in told.items() if value is not None})
@@ -188,7 +198,8 @@ class ProgressServer:
         """Add the news to the run's metrics; False when another replica wrote just now, so that all waits its turn."""
         found = await self._cluster.get("ConfigMap", key.namespace, names.metrics_name(key.kind, key.name))
         if found is not None and not owned_by(found, poster.run_uid):
-            return True  # An earlier run's, which is about to go, or somebody else's, which is left alone.
+            telling.news = []  # An earlier run's, which is about to go, or somebody else's, which is left alone.
+            return True
         old = read_metrics(found) if found else None
         age = clock.seconds_since(old.updated, self._now()) if old else self._pause
         if not at_once and 0 <= age < self._pause - 1:
@@ -206,6 +217,8 @@ class ProgressServer:
             if error.reason != "Conflict":
                 raise
             return False
+        if found is None:
+            telling.news = [*news, *telling.news]  # Another replica may have made it, too, and lost them: once more.
         return True
 
     async def _write_status(self, key: RunKey, status: Body) -> None:

@@ -105,8 +105,12 @@ def _bend_training(spec: Body) -> None:
     ingest["chunkOverlapCharacters"] = min(ingest.get("chunkOverlapCharacters", 100), ingest.get("chunkCharacters", 800) // 2)
     spec["ingest"] = ingest
     _within(spec.get("dataPrep", {}), "validationFraction", "0.25", lambda number: 0 < number < 1)
+    _within(spec.get("dataPrep", {}), "unanswerableFraction", "0.1", lambda number: number <= 0.5)
     _within(spec.get("lora", {}), "dropout", "0.1", lambda number: number < 1)
     _within(spec.get("lora", {}), "learningRate", "1e-4", lambda number: 0 < number <= 1)
+    tracking = spec.get("tracking", {}).get("wandb", {})
+    if tracking.get("mode") == "online":
+        tracking.setdefault("secretName", "tracking-key")
     if spec.get("confirm"):
         spec.setdefault("lora", {})["epochs"] = max(1, spec.get("lora", {}).get("epochs", 1))
         spec["rlhf"] = {"enabled": True, "reward": {"epochs": 1}, "ppo": {"steps": 1}}

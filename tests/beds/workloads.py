@@ -174,7 +174,9 @@ def _bad_data(stage: str, attempt: int, turn: int) -> Ending:
 
 
 def _one_retry(stage: str, attempt: int, turn: int) -> Ending:
-    return trouble(stage, ExitCode.MACHINE_TROUBLE) if stage in LONG and attempt == 1 else done(stage)
+    """The first attempt's first rank fails; the others would work on, so that the Job controller always ends them."""
+    failing = replace(trouble(stage, ExitCode.MACHINE_TROUBLE), others=replace(done(stage), after_seconds=NEVER))
+    return failing if stage in LONG and attempt == 1 else done(stage)
 
 
 def _one_eviction(stage: str, attempt: int, turn: int) -> Ending:
