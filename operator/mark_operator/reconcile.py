@@ -112,16 +112,18 @@ class Reconciler:
             self._cluster.get("ConfigMap", key.namespace, plan_name),
             self._models(key, run),
         )
-        return Seen(key, run, plan, await self._with_working(key, run, jobs), pods, models, self._authority)
-
-    async def _with_working(self, key: RunKey, run: Body, jobs: tuple[Body, ...]) -> tuple[Body, ...]:
-        """The Jobs, and the one that works by the status, should the list lack it: a list may be from the past, and a
-        Job that counts as gone gets a successor."""
-        listed = {job["metadata"]["name"] for job in jobs}
-        stages = run["status"].get("stages", ())
-        lacking = [stage["job"] for stage in stages if stage["state"] in WORKING and stage["job"] not in listed]
+        lacking = _lacking(run, jobs)
         found = [await self._cluster.get("Job", key.namespace, name) for name in lacking]
-        return (*jobs, *(job for job in found if job is not None))
+        if plan is None or None in found:
+            await self._ensure_there(key, run)
+        jobs = (*jobs, *(job for job in found if job is not None))
+        return Seen(key, run, plan, jobs, pods, models, self._authority)
+
+    async def _ensure_there(self, key: RunKey, run: Body) -> None:
+        """Raise if the run is gone by now: what it owned went with it, and must not be made again."""
+        now = await self._cluster.get(key.kind, key.namespace, key.name)
+        if now is None or now["metadata"]["uid"] != run["metadata"]["uid"]:
+            raise ApiError(404, "NotFound", f"{key} is gone")
 
     async def _children(self, kind: str, key: RunKey, labels: dict[str, str]) -> tuple[Body, ...]:
         return tuple([item async for item in self._cluster.list_all(kind, key.namespace, labels)])
@@ -261,6 +263,14 @@ class Reconciler:
 def _labels(key: RunKey) -> dict[str, str]:
     """The labels of every child of a run of this name."""
     return {names.KIND_LABEL: key.kind, names.RUN_LABEL: key.name}
+
+
+def _lacking(run: Body, jobs: tuple[Body, ...]) -> list[str]:
+    """Jobs that work by the status and that the list lacks: a list may be from the past, and a Job that counts as gone
+    gets a successor."""
+    listed = {job["metadata"]["name"] for job in jobs}
+    stages = run["status"].get("stages", ())
+    return [stage["job"] for stage in stages if stage["state"] in WORKING and stage["job"] not in listed]
 
 
 def _is_planned(view: View) -> bool:

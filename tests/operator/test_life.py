@@ -512,6 +512,15 @@ def test_admission_and_eviction_are_shown_and_cost_no_attempt() -> None:
     assert all(stage.counted_failures == 0 and stage.attempt == 1 for stage in world.status.stages)
 
 
+def test_a_pod_that_is_taken_back_before_it_ran_does_not_count_as_running() -> None:
+    """Else the limit on pending would be lifted for good."""
+    world, name = queued()
+    world.pods[name] = pod_with(world.jobs[name], {}, "Pending")
+    world.look()
+    assert condition(world, "Progressing")[1] == "Stopping" and world.status.state == "Starting"
+    assert [stage.state for stage in world.status.stages] == ["Pending"]
+
+
 def test_a_new_job_waits_for_admission_it_is_not_evicted() -> None:
     world, name = queued()
     world._suspend(name, False)

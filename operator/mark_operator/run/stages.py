@@ -168,6 +168,7 @@ def _give_way(view: View, attempt: Attempt, job: Body) -> Decision | None:
 
 def _with_job(view: View, attempt: Attempt, fact: Fact, job: Body) -> Decision:
     facts = {"stage": attempt.stage, "attempt": attempt.number, "job": attempt.job}
+    has_run = attempt.noted is not None and attempt.noted.state == "Running"
     match fact:
         case Done(result):
             missing = lacking(result, view.spec.get("stages", EVALUATION)) if result.adopted is not None else ""
@@ -182,12 +183,11 @@ def _with_job(view: View, attempt: Attempt, fact: Fact, job: Body) -> Decision:
             # The Job says within seconds how it ended; that is worth telling, this is not.
             return Decision(again_in=view.settings.timings.active_seconds)
         case Stopping():
-            state: State = "Suspended" if view.suspended else "Running"
+            state: State = "Suspended" if view.suspended else "Running" if has_run else "Starting"
             failure = attempt.noted.failure if attempt.noted else None
             status = _under_way(view, attempt, state, note("Stopping", **facts), failure=failure)
         case Waiting(detail):
             status = _under_way(view, attempt, "Starting", note("Waiting", detail=detail, **facts))
-            has_run = attempt.noted is not None and attempt.noted.state == "Running"
             return _bounded(view, attempt, job, status, None if has_run else pending_limit(view, job, fact))
         case Held() if view.suspended:
             status = _under_way(view, attempt, "Suspended", note("Suspended", stage=attempt.stage))
