@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ FIELD_MANAGER = "mark-operator"
 PROGRESS_MANAGER = "mark-progress"
 PAGE_SIZE = 500
 REQUEST_SECONDS = 30
+# A list from before what was known is refused for so long; what goes on longer is a cluster restored from a backup.
+REFUSED_SECONDS = 300.0
 APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
 JSON = "application/json"
@@ -94,6 +97,29 @@ class ApiError(Exception):
         return self.status in (0, 401, 408, 409, 429) or self.status >= 500
 
 
+class Past:
+    """Knows the newest resourceVersion of each kind that was heard of, and refuses lists from before."""
+
+    def __init__(self) -> None:
+        self._newest: dict[str, int] = {}
+        self._refused_since: dict[str, float] = {}
+
+    def newest(self, kind: str) -> int:
+        return self._newest.get(kind, 0)
+
+    def note(self, kind: str, body: Body) -> None:
+        self._newest[kind] = max(self.newest(kind), _version(body))
+
+    def check(self, kind: str, page: Body, known: int) -> None:
+        """Raise for a list that is older than what was known when it was asked for."""
+        version, now = _version(page), time.monotonic()
+        # Only numbers of one kind can be compared; an API server that counts otherwise is believed.
+        if 0 < version < known and now - self._refused_since.setdefault(kind, now) < REFUSED_SECONDS:
+            raise ApiError(503, "ListFromThePast", f"the list of {kind} is of version {version}, before {known}")
+        self._refused_since.pop(kind, None)
+        self._newest[kind] = version if version < known else max(self.newest(kind), version)
+
+
 class Cluster:
     """One connection to one API server."""
 
@@ -102,6 +128,7 @@ class Cluster:
         configuration.client_session_kwargs = {"trust_env": bool(getproxies())}
         self._client = client.ApiClient(configuration)
         self._answered = answered or (lambda verb, resource, status: None)
+        self._past = Past()
 
     @classmethod
     async def connect(cls, answered: Answered | None = None) -> "Cluster":
@@ -120,22 +147,27 @@ class Cluster:
     async def get(self, kind: str, namespace: str | None, name: str) -> Body | None:
         """The object, read live; None when there is none."""
         try:
-            return await self._call("GET", RESOURCES[kind].path(namespace, name))
+            found = await self._call("GET", RESOURCES[kind].path(namespace, name))
         except ApiError as error:
             if error.missing:
                 return None
             raise
+        self._past.note(kind, found)
+        return found
 
     async def list_all(
         self, kind: str, namespace: str | None = None, labels: dict[str, str] | None = None
     ) -> AsyncIterator[Body]:
-        """Every object of a kind, page by page; in all namespaces unless one is given."""
+        """Every object of a kind, page by page; in all namespaces unless one is given. A list from before what is known
+        by now is refused with a passing error: whoever decided on it would undo what came since."""
         resource = RESOURCES[kind]
         query = {"limit": str(PAGE_SIZE)}
         if labels:
             query["labelSelector"] = ",".join(f"{name}={value}" for name, value in labels.items())
+        known = self._past.newest(kind)
         while True:
             page = await self._call("GET", resource.path(namespace), query)
+            self._past.check(kind, page, known)
             for item in page["items"]:
                 yield {"apiVersion": resource.api_version, "kind": kind, **item}
             token = page["metadata"].get("continue")
@@ -147,7 +179,9 @@ class Cluster:
         """The created object. Misspelt fields are refused, not dropped."""
         query = {"fieldValidation": "Strict", "fieldManager": FIELD_MANAGER, **({"dryRun": "All"} if dry_run else {})}
         path = RESOURCES[body["kind"]].path(body["metadata"].get("namespace"))
-        return await self._call("POST", path, query, body)
+        created = await self._call("POST", path, query, body)
+        self._past.note(body["kind"], created)
+        return created
 
     async def review_token(self, token: str, audience: str) -> Body:
         """What the API server knows of a token."""
@@ -224,6 +258,12 @@ class Cluster:
             raise ApiError(0, "NoAnswer", f"{type(error).__name__}: {error}") from error
         self._answered(method, _resource_of(path), response.status)
         return _read(response.status, data)
+
+
+def _version(body: Body) -> int:
+    """The resourceVersion of an object or a list, 0 for none that is a number."""
+    text = str(body.get("metadata", {}).get("resourceVersion", ""))
+    return int(text) if text.isdecimal() else 0
 
 
 def _resource_of(path: str) -> str:

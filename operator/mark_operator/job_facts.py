@@ -123,6 +123,13 @@ def is_finished(job: Body) -> bool:
     )
 
 
+def ended_at(job: Body) -> str:
+    """When the Job ended, for better or worse; empty while it has not."""
+    conditions = job.get("status", {}).get("conditions", ())
+    ends = (item for item in conditions if item["type"] in ("Complete", "Failed") and item["status"] == "True")
+    return next((str(item.get("lastTransitionTime", "")) for item in ends), "")
+
+
 def pod_is_live(pod: Body) -> bool:
     """Whether the Pod's containers may still work."""
     return pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")

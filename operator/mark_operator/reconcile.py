@@ -16,6 +16,7 @@ from mark_operator.cluster import ApiError, Cluster
 from mark_operator.decision import Decision, Event, ModelWrite
 from mark_operator.findings import Questions
 from mark_operator.health import Health
+from mark_operator.job_facts import ended_at
 from mark_operator.messages import Note, note
 from mark_operator.registry.decide import keep_current
 from mark_operator.run import decide as rules
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 WORKING = ("Pending", "Running")
 # Until the look that finds a run gone which was there a moment ago.
 GONE_SECONDS = 1
+# For so long after a Job's end, a list without its Pods is one from the past; then they are gone indeed.
+PODS_LISTED_SECONDS = 15
 
 # Fields of the status that the progress server writes.
 TOLD_BY_TRAINERS = ("progress", "lastCheckpoint")
@@ -117,6 +120,9 @@ class Reconciler:
         if plan is None or None in found:
             await self._ensure_there(key, run)
         jobs = (*jobs, *(job for job in found if job is not None))
+        unheard = [name for name in _just_ended(run, jobs, self._now()) if not any(_is_of(pod, name) for pod in pods)]
+        if unheard:
+            raise ApiError(503, "ListFromThePast", f"no Pod of Job {unheard[0]} is listed, which has just ended")
         return Seen(key, run, plan, jobs, pods, models, self._authority)
 
     async def _ensure_there(self, key: RunKey, run: Body) -> None:
@@ -271,6 +277,17 @@ def _lacking(run: Body, jobs: tuple[Body, ...]) -> list[str]:
     listed = {job["metadata"]["name"] for job in jobs}
     stages = run["status"].get("stages", ())
     return [stage["job"] for stage in stages if stage["state"] in WORKING and stage["job"] not in listed]
+
+
+def _just_ended(run: Body, jobs: tuple[Body, ...], now: datetime) -> list[str]:
+    """Jobs that work by the status and ended a moment ago. Their Pods tell how, unless the list is from the past."""
+    working = {stage["job"] for stage in run["status"].get("stages", ()) if stage["state"] in WORKING}
+    ends = ((job["metadata"]["name"], ended_at(job)) for job in jobs if job["metadata"]["name"] in working)
+    return [name for name, at in ends if at and 0 <= clock.seconds_since(at, now) < PODS_LISTED_SECONDS]
+
+
+def _is_of(pod: Body, job: str) -> bool:
+    return any(owner["kind"] == "Job" and owner["name"] == job for owner in pod["metadata"].get("ownerReferences", ()))
 
 
 def _is_planned(view: View) -> bool:

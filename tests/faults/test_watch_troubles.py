@@ -28,6 +28,7 @@ TROUBLES: dict[Ailment, tuple[float, Body]] = {
     "gone": (15, PATIENT),
     "merged": (20, PATIENT),
     "dropped": (20, WATCHFUL),
+    "stale-lists": (10, PATIENT),
 }
 # When it begins, as the share of an undisturbed run's writes that were made before.
 MOMENTS = (0.0, 0.4, 0.8)
