@@ -24,6 +24,7 @@ PAGE_SIZE = 500
 REQUEST_SECONDS = 30
 # A list from before what was known is refused for so long; what goes on longer is a cluster restored from a backup.
 REFUSED_SECONDS = 300.0
+FROM_THE_PAST = "ListFromThePast"
 APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
 JSON = "application/json"
@@ -83,6 +84,10 @@ class ApiError(Exception):
         return self.reason == "AlreadyExists"
 
     @property
+    def from_the_past(self) -> bool:
+        return self.reason == FROM_THE_PAST
+
+    @property
     def lacks_rights(self) -> bool:
         """Refused by RBAC, not by admission."""
         return self.status in (401, 403) and " cannot " in self.message and " resource " in self.message
@@ -115,7 +120,7 @@ class Past:
         version, now = _version(page), time.monotonic()
         # Only numbers of one kind can be compared; an API server that counts otherwise is believed.
         if 0 < version < known and now - self._refused_since.setdefault(kind, now) < REFUSED_SECONDS:
-            raise ApiError(503, "ListFromThePast", f"the list of {kind} is of version {version}, before {known}")
+            raise ApiError(503, FROM_THE_PAST, f"the list of {kind} is of version {version}, before {known}")
         self._refused_since.pop(kind, None)
         self._newest[kind] = version if version < known else max(self.newest(kind), version)
 

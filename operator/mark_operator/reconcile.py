@@ -12,7 +12,7 @@ from mark_crds import names
 from mark_crds.run import RunStatus
 
 from mark_operator import clock, planning
-from mark_operator.cluster import ApiError, Cluster
+from mark_operator.cluster import FROM_THE_PAST, ApiError, Cluster
 from mark_operator.decision import Decision, Event, ModelWrite
 from mark_operator.findings import Questions
 from mark_operator.health import Health
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 WORKING = ("Pending", "Running")
 # Until the look that finds a run gone which was there a moment ago.
 GONE_SECONDS = 1
+# Until the look after one whose answers were older than what is known.
+PAST_SECONDS = 2
 # For so long after a Job's end, a list without its Pods is one from the past; then they are gone indeed.
 PODS_LISTED_SECONDS = 15
 
@@ -77,6 +79,9 @@ class Reconciler:
             if error.missing:
                 # It was deleted while we looked at it.
                 return GONE_SECONDS
+            if error.from_the_past:
+                log.warning("looked again later: %s", error, extra={"run": str(key)})
+                return PAST_SECONDS
             raise
 
     def wrote(self, key: RunKey, body: Mapping[str, Any]) -> bool:
@@ -122,7 +127,7 @@ class Reconciler:
         jobs = (*jobs, *(job for job in found if job is not None))
         unheard = [name for name in _just_ended(run, jobs, self._now()) if not any(_is_of(pod, name) for pod in pods)]
         if unheard:
-            raise ApiError(503, "ListFromThePast", f"no Pod of Job {unheard[0]} is listed, which has just ended")
+            raise ApiError(503, FROM_THE_PAST, f"no Pod of Job {unheard[0]} is listed, which has just ended")
         return Seen(key, run, plan, jobs, pods, models, self._authority)
 
     async def _ensure_there(self, key: RunKey, run: Body) -> None:

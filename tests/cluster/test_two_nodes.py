@@ -1,0 +1,128 @@
+"""One training by two Pods: they meet by name, share every step, and publish one adapter. It goes on without the operator."""
+
+import json
+import secrets
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import demo
+import pytest
+import tiny_training
+
+SECONDS = 600
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+Kubectl = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def namespace(kubectl: Kubectl, operator_image: str, trainer_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """With the operator installed, and a claim for many writers that holds a base model and a dataset."""
+    install(operator_image, trainer_image)
+    name = f"two-nodes-{secrets.token_hex(3)}"
+    kubectl("create", "namespace", name)
+    kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": demo.CLAIM},
+        "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}},
+    }
+    kubectl("apply", "-n", name, "-f", "-", input_text=json.dumps(claim))
+    workspace = tiny_training.write_workspace(tmp_path_factory.mktemp("two") / "workspace").root
+    for folder in ("base/tiny", "datasets/contracts"):
+        demo.run(f"mark put {workspace / folder} {folder} --claim {demo.CLAIM} -n {name}")
+    yield name
+    kubectl("delete", "namespace", name, "--wait=false")
+
+
+def install(operator_image: str, trainer_image: str) -> None:
+    demo.start_cluster()
+    demo.install_operator({"operator": operator_image, "trainer": trainer_image})
+
+
+def manifest(name: str, epochs: int) -> dict[str, Any]:
+    lora = {"epochs": epochs, "learningRate": "0.01", "batchSize": 4, "gradientAccumulationSteps": 1, "maxLength": 200}
+    return {
+        "apiVersion": "training.mark.dev/v1alpha1",
+        "kind": "TrainingRun",
+        "metadata": {"name": name},
+        "spec": {
+            "stages": ["lora"],
+            "workspace": {"claimName": demo.CLAIM},
+            "baseModel": {"path": "base/tiny"},
+            "dataset": {"path": "datasets/contracts"},
+            "lora": lora,
+            "resources": {"nodes": 2, "gpusPerNode": 0, "cpu": "500m", "memory": "2Gi"},
+            "cpuResources": {"cpu": "500m", "memory": "1Gi"},
+        },
+    }
+
+
+def status_of(kubectl: Kubectl, namespace: str, name: str) -> dict[str, Any]:
+    return json.loads(kubectl("get", "trainingrun", name, "-n", namespace, "-o", "json")).get("status", {})
+
+
+def job_of(kubectl: Kubectl, namespace: str, name: str) -> dict[str, Any]:
+    return json.loads(kubectl("get", "job", f"{name}-t-lora-1", "-n", namespace, "-o", "json"))
+
+
+def until(look: Callable[[], Any], what: str) -> Any:
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        if found := look():
+            return found
+        time.sleep(0.5)
+    pytest.fail(f"not within {SECONDS} s: {what}")
+
+
+def start(kubectl: Kubectl, namespace: str, name: str, epochs: int) -> None:
+    kubectl("apply", "-n", namespace, "-f", "-", input_text=json.dumps(manifest(name, epochs)))
+    until(lambda: status_of(kubectl, namespace, name).get("state") == "PlanReady", "planned")
+    subprocess.run(["mark", "confirm", name, "-n", namespace], check=True, timeout=60)
+
+
+def ended(kubectl: Kubectl, namespace: str, name: str) -> dict[str, Any]:
+    until(lambda: "finishedAt" in status_of(kubectl, namespace, name), f"the end of {name}")
+    return status_of(kubectl, namespace, name)
+
+
+def test_two_pods_train_one_adapter(kubectl: Kubectl, namespace: str, tmp_path: Path) -> None:
+    start(kubectl, namespace, "two-nodes", epochs=4)
+    status = ended(kubectl, namespace, "two-nodes")
+    assert status["state"] == "Succeeded", status
+    job = job_of(kubectl, namespace, "two-nodes")
+    assert (job["spec"]["completions"], job["status"]["succeeded"]) == (2, 2)
+    pods = json.loads(kubectl("get", "pods", "-n", namespace, "-l", "job-name=two-nodes-t-lora-1", "-o", "json"))["items"]
+    said = {pod["metadata"]["annotations"]["batch.kubernetes.io/job-completion-index"]: result_of(pod) for pod in pods}
+    assert {index: result["reason"] for index, result in said.items()} == {"0": "Trained", "1": "TookPart"}
+    subprocess.run(["mark", "get", "two-nodes", "adapter", "--to", str(tmp_path), "-n", namespace], check=True, timeout=120)
+    (file,) = tmp_path.rglob("manifest.json")
+    assert json.loads(file.read_text())["provenance"]["processes"] == {"count": 2, "strategy": "ddp"}
+
+
+def result_of(pod: dict[str, Any]) -> dict[str, Any]:
+    (container,) = pod["status"]["containerStatuses"]
+    return json.loads(container["state"]["terminated"]["message"])
+
+
+def test_training_goes_on_while_the_release_is_uninstalled_and_is_taken_up_by_the_next(
+    kubectl: Kubectl, namespace: str, operator_image: str, trainer_image: str
+) -> None:
+    """Nothing hangs, nothing is orphaned or made twice: the runs and their Jobs stay, and the work counts."""
+    start(kubectl, namespace, "released", epochs=60)
+    until(lambda: status_of(kubectl, namespace, "released").get("stage") == "lora", "training")
+    until(lambda: job_of(kubectl, namespace, "released").get("status", {}).get("ready") == 2, "both Pods at work")
+    demo.run(f"helm uninstall mark-operator -n {demo.OPERATOR_NAMESPACE} --wait --timeout 120s")
+    assert kubectl("get", "pods", "-n", demo.OPERATOR_NAMESPACE, "-l", "app.kubernetes.io/name=mark-operator", "-o", "name") == ""
+    before = job_of(kubectl, namespace, "released")["metadata"]["uid"]
+    until(lambda: job_of(kubectl, namespace, "released").get("status", {}).get("succeeded") == 2, "the end of training")
+    assert "finishedAt" not in status_of(kubectl, namespace, "released"), "nobody is there to note it"
+    install(operator_image, trainer_image)
+    status = ended(kubectl, namespace, "released")
+    assert status["state"] == "Succeeded", status
+    assert [(stage["attempt"], stage["countedFailures"]) for stage in status["stages"]] == [(1, 0)] * len(status["stages"])
+    assert job_of(kubectl, namespace, "released")["metadata"]["uid"] == before
