@@ -99,7 +99,7 @@ def test_two_pods_train_one_adapter(kubectl: Kubectl, namespace: str, tmp_path: 
     pods = json.loads(kubectl("get", "pods", "-n", namespace, "-l", "job-name=two-nodes-t-lora-1", "-o", "json"))["items"]
     said = {pod["metadata"]["annotations"]["batch.kubernetes.io/job-completion-index"]: result_of(pod) for pod in pods}
     assert {index: result["reason"] for index, result in said.items()} == {"0": "Trained", "1": "TookPart"}
-    subprocess.run(["mark", "get", "two-nodes", "adapter", "--to", str(tmp_path), "-n", namespace], check=True, timeout=120)
+    subprocess.run(["mark", "get", "two-nodes", "adapter", "--to", str(tmp_path / "adapter"), "-n", namespace], check=True, timeout=120)
     (file,) = tmp_path.rglob("manifest.json")
     assert json.loads(file.read_text())["provenance"]["processes"] == {"count": 2, "strategy": "ddp"}
 
@@ -117,7 +117,8 @@ def test_training_goes_on_while_the_release_is_uninstalled_and_is_taken_up_by_th
     until(lambda: status_of(kubectl, namespace, "released").get("stage") == "lora", "training")
     until(lambda: job_of(kubectl, namespace, "released").get("status", {}).get("ready") == 2, "both Pods at work")
     demo.run(f"helm uninstall mark-operator -n {demo.OPERATOR_NAMESPACE} --wait --timeout 120s")
-    assert kubectl("get", "pods", "-n", demo.OPERATOR_NAMESPACE, "-l", "app.kubernetes.io/name=mark-operator", "-o", "name") == ""
+    label = "app.kubernetes.io/name=mark-operator"
+    until(lambda: not kubectl("get", "pods", "-n", demo.OPERATOR_NAMESPACE, "-l", label, "-o", "name"), "no operator's Pod")
     before = job_of(kubectl, namespace, "released")["metadata"]["uid"]
     until(lambda: job_of(kubectl, namespace, "released").get("status", {}).get("succeeded") == 2, "the end of training")
     assert "finishedAt" not in status_of(kubectl, namespace, "released"), "nobody is there to note it"
