@@ -6,10 +6,13 @@ It must not open files or know a PDF library.
 
 import re
 import statistics
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
+from typing import NamedTuple
 
 # What a PDF library may give for a hyphen or soft hyphen at the end of a line.
 _LINE_END_HYPHENS = "\u0002\u00ad\ufffe"
@@ -20,15 +23,15 @@ _SPACES = re.compile(r"[\s\u00a0\u2000-\u200a\u202f\u205f\u3000]+")
 _INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u2028-\u202e\u2060\ufeff\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _MARKER = re.compile(r"(\(?([0-9]{1,3}|[a-zA-Z]|[ivxIVX]{1,4})[.)]|[0-9]+(\.[0-9]+)+\.?|[•*–-])\s")
 _PAGE_NUMBER = re.compile(r"(.*\bpage\s+)?[0-9]+(\s*(of|/)\s*[0-9]+)?", re.IGNORECASE)
-_TERMINAL = re.compile(r"[.;:!?][\"'”’)\]]*$")
+_TERMINAL = (".", ";", ":", "!", "?")
+_CLOSING = "\"'”’)]"
 # Running lines stand in this share of the page, at its top and at its bottom.
 _MARGIN_ZONE = 0.12
 # A prefix that keeps its hyphen when a line ends after it.
 _HYPHENATED_PREFIXES = frozenset(["non", "self", "co", "third", "royalty", "cross", "well", "sub", "ex", "quasi"])
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """A piece of one printed line, in points from the page's lower left corner."""
 
     text: str
@@ -40,6 +43,10 @@ class Line:
     @property
     def height(self) -> float:
         return self.top - self.bottom
+
+    @property
+    def width(self) -> float:
+        return self.right - self.left
 
 
 @dataclass(frozen=True)
@@ -62,8 +69,7 @@ class CleanText:
 def clean(pages: Sequence[Page]) -> CleanText:
     """The text of a document. An empty page begins where the next one does."""
     pages = without_running_lines([_tidied(page) for page in pages])
-    words = Counter(word for page in pages for line in page.lines for word in _words(line.text))
-    text = _GrowingText(words)
+    text = _GrowingText(pages)
     starts: list[int | None] = []
     gutter = None
     for page in pages:
@@ -85,20 +91,20 @@ def clean(pages: Sequence[Page]) -> CleanText:
 
 def without_running_lines(pages: Sequence[Page]) -> list[Page]:
     """The pages without headers and footers: lines in the margins that repeat, and page numbers."""
-    counts: Counter[tuple[str, int]] = Counter()
-    for number, page in enumerate(pages):
-        counts.update({place for line in page.lines if _in_margin(line, page) for place in _places(line, number)})
+    # Few lines stand in a margin, so only these are looked at twice.
+    margins = [
+        {line: _places(line, number) for line in page.lines if in_margin(line, page.height)}
+        for number, page in enumerate(pages)
+    ]
+    counts = Counter(place for margin in margins for place in set().union(*margin.values()))
     needed = max(2, (len(pages) + 1) // 2)
 
-    def runs(line: Line, page: Page, number: int) -> bool:
-        if not _in_margin(line, page):
-            return False
-        repeats = any(counts[place] >= needed for place in _places(line, number))
-        return repeats or bool(_PAGE_NUMBER.fullmatch(line.text))
+    def runs(line: Line, places: set[tuple[str, int]]) -> bool:
+        return any(counts[place] >= needed for place in places) or bool(_PAGE_NUMBER.fullmatch(line.text))
 
     return [
-        replace(page, lines=tuple(line for line in page.lines if not runs(line, page, number)))
-        for number, page in enumerate(pages)
+        replace(page, lines=tuple(line for line in page.lines if line not in margin or not runs(line, margin[line])))
+        for page, margin in zip(pages, margins, strict=True)
     ]
 
 
@@ -131,11 +137,16 @@ def columns(page: Page, gutter: float | None) -> list[list[Line]]:
 class _GrowingText:
     """Joins lines to paragraphs as they come."""
 
-    def __init__(self, words: Counter[str]) -> None:
+    def __init__(self, pages: Sequence[Page]) -> None:
         self.parts: list[str] = []
         self.length = 0
-        self._words = words
+        self._pages = pages
         self._last: Line | None = None
+
+    @cached_property
+    def _words(self) -> Counter[str]:
+        """How often the document has each word; many documents have no hyphen that asks for it."""
+        return Counter(_words("\n".join(line.text for page in self._pages for line in page.lines)))
 
     def add(self, line: Line, column_right: float, leading: float) -> int:
         """Append a line; returns the offset at which it begins."""
@@ -147,12 +158,13 @@ class _GrowingText:
         offset = self.length
         self._append(line.text)
         # A line at the end of one column is compared with the first of the next by its own column's width.
-        self._last = replace(line, right=column_right) if _reaches(line, column_right) else line
+        self._last = line._replace(right=column_right) if _reaches(line, column_right) else line
         return offset
 
     def _join(self, following: str) -> None:
-        before = re.search(r"([^\W\d_]+)-$", self.parts[-1])
-        after = re.match(r"[^\W\d_]+", following)
+        ends_in_hyphen = self.parts[-1][-1] == "-"
+        before = re.search(r"([^\W\d_]+)-$", self.parts[-1]) if ends_in_hyphen else None
+        after = re.match(r"[^\W\d_]+", following) if before else None
         if before is None or after is None:
             self._append(" ")
         elif not self._keeps_hyphen(before[1].casefold(), after[0]):
@@ -171,8 +183,8 @@ class _GrowingText:
 
 
 def _begins_paragraph(above: Line, line: Line, column_right: float, leading: float) -> bool:
-    ended = bool(_TERMINAL.search(above.text))
-    if _MARKER.match(line.text) and (ended or above.text.endswith((",", " and", " or"))):
+    ended = above.text.rstrip(_CLOSING).endswith(_TERMINAL)
+    if (ended or above.text.endswith((",", " and", " or"))) and _MARKER.match(line.text):
         return True
     distance = above.bottom - line.bottom
     if distance <= 0 or distance > 12 * line.height:
@@ -184,8 +196,8 @@ def _begins_paragraph(above: Line, line: Line, column_right: float, leading: flo
         # Paragraphs of one line each have no other leading; in a double-spaced text this ends only a sentence.
         return True
     # The first word would have fitted on the line above, so somebody broke the line on purpose.
-    first_word = len(line.text.split()[0]) + 1
-    return above.right + first_word * _character_width(line) < column_right - _character_width(line)
+    first_word = len(line.text.partition(" ")[0])
+    return above.right + (first_word + 2) * _character_width(line) < column_right
 
 
 def _reaches(line: Line, column_right: float) -> bool:
@@ -193,7 +205,7 @@ def _reaches(line: Line, column_right: float) -> bool:
 
 
 def _character_width(line: Line) -> float:
-    return (line.right - line.left) / max(1, len(line.text))
+    return line.width / max(1, len(line.text))
 
 
 def _leading(column: Sequence[Line]) -> float:
@@ -207,19 +219,28 @@ def gutter_of(page: Page) -> float | None:
     lines = page.lines
     if len(lines) < 6:
         return None
-    left, right = min(line.left for line in lines), max(line.right for line in lines)
+    begins, ends = sorted(line.left for line in lines), sorted(line.right for line in lines)
+    left, right = begins[0], ends[-1]
     places = [left + (right - left) * step / 100 for step in range(35, 66)]
-    crossing = {place: sum(line.left < place < line.right for line in lines) for place in places}
-    fewest = min(crossing.values())
-    best = [place for place in places if crossing[place] == fewest]
+    crossing = [bisect_left(begins, place) - bisect_right(ends, place) for place in places]
+    fewest = min(crossing)
+    best = [place for place, count in zip(places, crossing, strict=True) if count == fewest]
     gutter = best[len(best) // 2]
     lefts = [line for line in lines if line.right <= gutter]
     rights = [line for line in lines if line.left >= gutter]
-    beside = sum(any(_same_level(line, other) for other in lefts) for line in rights)
-    is_columns = min(len(lefts), len(rights)) >= 3 and fewest <= 0.25 * len(lines) and beside >= 0.5 * len(rights)
+    if min(len(lefts), len(rights)) < 3 or fewest > 0.25 * len(lines):
+        return None
+    bottoms = sorted(line.bottom for line in lefts)
+    beside = sum(_stands_beside(line, bottoms) for line in rights)
     # A list whose numbers stand alone looks like two columns, but its left one is narrow.
-    wide = is_columns and statistics.median(line.right - line.left for line in lefts) > 0.2 * (right - left)
-    return gutter if wide else None
+    wide = statistics.median(line.width for line in lefts) > 0.2 * (right - left)
+    return gutter if wide and beside >= 0.5 * len(rights) else None
+
+
+def _stands_beside(line: Line, bottoms: Sequence[float]) -> bool:
+    """Whether one of the lines with these lower borders, in ascending order, is level with this one."""
+    above = bisect_left(bottoms, line.bottom - line.height / 2)
+    return above < len(bottoms) and bottoms[above] < line.bottom + line.height / 2
 
 
 def _is_free(page: Page, gutter: float) -> bool:
@@ -250,8 +271,13 @@ def _same_level(left: Line, right: Line) -> bool:
 
 
 def _tidied(page: Page) -> Page:
-    lines = (replace(line, text=_tidy(line.text)) for line in page.lines)
+    lines = (line if _is_tidy(line.text) else line._replace(text=_tidy(line.text)) for line in page.lines)
     return replace(page, lines=tuple(line for line in lines if line.text))
+
+
+def _is_tidy(text: str) -> bool:
+    """Whether `_tidy` would surely change nothing; it is so for most lines, and costs a tenth."""
+    return text.isascii() and text.isprintable() and "  " not in text and text == text.strip()
 
 
 def _tidy(text: str) -> str:
@@ -276,5 +302,6 @@ def _places(line: Line, page_number: int) -> set[tuple[str, int]]:
     return found
 
 
-def _in_margin(line: Line, page: Page) -> bool:
-    return line.bottom > page.height * (1 - _MARGIN_ZONE) or line.top < page.height * _MARGIN_ZONE
+def in_margin(line: Line, page_height: float) -> bool:
+    """Whether a line stands where running headers and footers do."""
+    return line.bottom > page_height * (1 - _MARGIN_ZONE) or line.top < page_height * _MARGIN_ZONE

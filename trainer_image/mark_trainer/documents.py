@@ -4,7 +4,6 @@ Every file is opened in a worker process with limits, because a hostile or broke
 It must not import torch or write anything.
 """
 
-import ctypes
 import logging
 import os
 import re
@@ -27,9 +26,6 @@ MOST_PAGES = 20_000
 # A sheet of the smallest print holds some 20,000.
 MOST_CHARACTERS_OF_A_PAGE = 500_000
 WORKER_MEMORY_BYTES = 2 * 1024**3
-# What pdfium says where a line ends in a hyphen and the word goes on with the next line.
-LINE_END_HYPHEN = "\x02"
-_PRINTED_WORD = re.compile(r"[^\s\x02]*\x02|[^\s\x02]+")
 SECONDS_TO_OPEN = 20.0
 SECONDS_TO_READ = 300.0
 SECONDS_TO_CHECK = 20.0
@@ -286,7 +282,7 @@ def _pages_by_pdfium(file: Path) -> tuple[list[Page], str]:
 
     pdf = _open(file)
     try:
-        title = pdf.get_metadata_dict().get("Title", "")
+        title = pdf.get_metadata_value("Title")
         return [_page(pdf[index]) for index in range(len(pdf))], title
     except pypdfium2.PdfiumError as error:
         raise FaultyFile("BrokenPdf") from error
@@ -295,64 +291,17 @@ def _pages_by_pdfium(file: Path) -> tuple[list[Page], str]:
 
 
 def _page(page: Any) -> Page:
+    from mark_trainer.printed_lines import lines_of
+
     text_page = page.get_textpage()
     try:
         if text_page.count_chars() > MOST_CHARACTERS_OF_A_PAGE:
             raise FaultyFile("TooLarge")
-        return Page(*page.get_size(), lines=tuple(_lines(text_page)))
+        width, height = page.get_size()
+        return Page(width, height, lines=tuple(lines_of(text_page, height)))
     finally:
         text_page.close()
         page.close()
-
-
-def _lines(text_page: Any) -> Iterator[Line]:
-    """The words of a page, put together to pieces of lines: a wide gap or a new level begins a new piece."""
-    words: list[str] = []
-    left = right = bottom = top = 0.0
-    for word, word_left, word_right, word_bottom, word_top in _printed_words(text_page):
-        height = max(top - bottom, word_top - word_bottom, 4.0)
-        same_level = min(top, word_top) > max(bottom, word_bottom)
-        if words and same_level and -height < word_left - right < 2 * height:
-            words.append(word)
-            right, bottom, top = word_right, min(bottom, word_bottom), max(top, word_top)
-        else:
-            if words:
-                yield Line(text=" ".join(words), left=left, right=right, bottom=bottom, top=top)
-            words = [word]
-            left, right, bottom, top = word_left, word_right, word_bottom, word_top
-    if words:
-        yield Line(text=" ".join(words), left=left, right=right, bottom=bottom, top=top)
-
-
-def _printed_words(text_page: Any) -> Iterator[tuple[str, float, float, float, float]]:
-    """Each word with its left, right, lower and upper border in points; one call to pdfium costs a microsecond."""
-    import pypdfium2.raw as pdfium
-
-    handle = text_page.raw
-    begin, end = pdfium.FS_RECTF(), pdfium.FS_RECTF()
-    to_begin, to_end = ctypes.byref(begin), ctypes.byref(end)
-    for match in _PRINTED_WORD.finditer(_characters(handle, text_page.count_chars())):
-        first, last = match.start(), match.end() - 1
-        if match[0][-1] == LINE_END_HYPHEN and last > first:
-            last -= 1
-        # The loose box has the font's full height, so that lines without descenders stand level with the others.
-        pdfium.FPDFText_GetLooseCharBox(handle, first, to_begin)
-        pdfium.FPDFText_GetLooseCharBox(handle, last, to_end)
-        yield match[0], begin.left, end.right, begin.bottom, begin.top
-
-
-def _characters(handle: Any, count: int) -> str:
-    """The characters of a page, each at pdfium's own index, with its mark for a hyphen at a line's end."""
-    import pypdfium2.raw as pdfium
-
-    units = (ctypes.c_ushort * (count + 1))()
-    written = pdfium.FPDFText_GetText(handle, 0, count, units) - 1
-    text = bytes(units).decode("utf-16-le", errors="replace")[:written]
-    if written == count == len(text):
-        # The text at once says U+FFFE where the single character says 2.
-        return text.replace("\ufffe", LINE_END_HYPHEN)
-    # Characters without a place in the text, or beyond 16 bits, would shift the others.
-    return "".join(chr(pdfium.FPDFText_GetUnicode(handle, index)) for index in range(count))
 
 
 def _pages_by_pypdf(file: Path) -> tuple[list[Page], str]:

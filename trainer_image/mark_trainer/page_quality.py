@@ -16,6 +16,7 @@ DISAGREEMENT = 80
 _LONGEST_WORD = 45
 _VOWELS = frozenset("aeiouy")
 _MOST_CONSONANTS = 8
+_FILL = re.compile(r"[._…·-]{4,}")
 _CONSONANTS = re.compile(r"[bcdfghjklmnpqrstvwxz]+")
 # Not assigned, for private use, half a character, or a control: no writer means to print these.
 _NO_TEXT = frozenset(["Cn", "Co", "Cs", "Cc"])
@@ -26,9 +27,9 @@ def quality(text: str) -> int:
 
     Rows of dots and lines to write on count for nothing.
     """
-    words = [word for word in text.split() if not re.fullmatch(r"[._…·-]{4,}", word)]
-    printed = sum(map(len, words))
-    return 100 * sum(len(word) for word in words if _looks_like_text(word)) // printed if printed else 0
+    words = text.split()
+    printed = sum(map(_printed, words))
+    return 100 * sum(map(_like_text, words)) // printed if printed else 0
 
 
 def agreement(left: str, right: str) -> int | None:
@@ -44,6 +45,17 @@ def _words(text: str) -> list[str]:
 
 
 @lru_cache(maxsize=100_000)
+def _printed(word: str) -> int:
+    """How many of a word's characters count."""
+    return 0 if _FILL.fullmatch(word) else len(word)
+
+
+@lru_cache(maxsize=100_000)
+def _like_text(word: str) -> int:
+    """How many of these look like text."""
+    return _printed(word) if _looks_like_text(word) else 0
+
+
 def _looks_like_text(word: str) -> bool:
     if "\ufffd" in word or any(unicodedata.category(character) in _NO_TEXT for character in word):
         return False
