@@ -14,8 +14,8 @@ DOCUMENTS = ("AFL-3.0", "CC0-1.0", "CDL-1.0", "LPPL-1.0", "OSL-3.0", "QPL-1.0")
 MARK = (sys.executable, "-c", "from mark_operator.cli.main import main; main()")
 
 
-def write_local_run(folder: Path) -> Path:
-    """The folder mark-workspace, with run.yaml beside it."""
+def write_local_run(folder: Path, wandb: str = "off") -> Path:
+    """The folder mark-workspace, with run.yaml beside it; `wandb` is the mode of that tracker."""
     workspace = folder / "mark-workspace"
     (workspace / "corpus").mkdir(parents=True)
     for name in DOCUMENTS:
@@ -36,6 +36,7 @@ def write_local_run(folder: Path) -> Path:
         "dataPrep": {"maxSamples": 40, "topK": 2},
         "lora": lora,
         "evaluation": {"maxItems": 4, "maxNewTokens": 8},
+        "tracking": {"wandb": {"mode": wandb}},
         "resources": {"gpusPerNode": 0},
         "output": {"model": "contracts-lora"},
     }

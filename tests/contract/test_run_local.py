@@ -81,14 +81,17 @@ def stop_at_its_first_words(*words: str, folder: Path) -> None:
 @pytest.mark.timeout(1200)
 @needs_namespaces
 @pytest.mark.parametrize("network", [NO_ROUTE, WIRE], ids=["no route, loopback down", "a wire that leads nowhere"])
-def test_all_stages_run_without_a_network_and_try_none(tmp_path: Path, network: str) -> None:
-    write_local_run(tmp_path)
+@pytest.mark.parametrize("wandb", ["off", "offline"])
+def test_all_stages_run_without_a_network_and_try_none(tmp_path: Path, network: str, wandb: str) -> None:
+    """Offline, the tracker's own process, which is no Python, writes its files and is as silent."""
+    workspace = write_local_run(tmp_path, wandb)
     plan = run_in_network(network, local_run(), tmp_path)
     assert plan.code == 0, plan.output
     heard = run_in_network(network, local_run("--confirm"), tmp_path)
     assert heard.code == 0, heard.output
     assert "nats" in heard.output or "Measured" in heard.output or "eval:" in heard.output
     assert (heard.packets, heard.attempts) == (0, "")
+    assert len(list(workspace.glob("runs/*/logs/wandb/offline-run-*/run-*.wandb"))) == (1 if wandb == "offline" else 0)
 
 
 @needs_namespaces

@@ -9,7 +9,7 @@ from typing import Any
 
 import hostile_pdf
 import pytest
-from mark_trainer import documents, ingest
+from mark_trainer import documents, ingest, printed_lines
 from mark_trainer.collection import open_collection
 from mark_trainer.documents import Unreadable, cross_check, read_documents
 from mark_trainer.failures import BadData
@@ -130,8 +130,8 @@ def test_a_file_that_breaks_our_own_reader_costs_only_itself(tmp_path: Path, mon
     def broken(*arguments: Any) -> None:
         raise OverflowError("a place beyond every page")
 
-    monkeypatch.setattr(documents, "_lines", broken)
-    assert documents._read_document(task) == Unreadable("good.pdf", "ReaderDied")
+    monkeypatch.setattr(printed_lines, "lines_of", broken)
+    assert documents.read_document(task) == Unreadable("good.pdf", "ReaderDied")
 
 
 def test_a_file_that_pdfium_refuses_is_read_by_pypdf(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +139,7 @@ def test_a_file_that_pdfium_refuses_is_read_by_pypdf(monkeypatch: pytest.MonkeyP
         raise documents.FaultyFile("BrokenPdf")
 
     monkeypatch.setattr(documents, "_open", refused)
-    document = documents._read_document((str(GOOD), "good.pdf"))
+    document = documents.read_document((str(GOOD), "good.pdf"))
     assert isinstance(document, documents.Document)
     assert documents._count_pages((str(GOOD), "good.pdf")) == document.pages == 3
     assert "Creative Commons" in document.text and min(document.page_quality) > 90

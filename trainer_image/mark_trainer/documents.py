@@ -141,7 +141,7 @@ def count_pages(files: Sequence[Path], root: Path) -> Iterator[int | Unreadable]
 
 def read_documents(files: Sequence[Path], root: Path) -> Iterator[Document | Unreadable]:
     """Each file's document, in order, or why it cannot be used; `root` is what paths are relative to."""
-    return _each(_read_document, files, root, SECONDS_TO_READ)
+    return _each(read_document, files, root, SECONDS_TO_READ)
 
 
 def cross_check(files: Sequence[Path], pages: int) -> Iterator[tuple[tuple[int, int], ...] | None]:
@@ -150,7 +150,9 @@ def cross_check(files: Sequence[Path], pages: int) -> Iterator[tuple[tuple[int, 
     None where pypdf cannot read the file. It runs in workers of its own, so that its troubles cost no document.
     """
     tasks = [(str(file), pages) for file in files]
-    for outcome in each_isolated(_cross_check, tasks, SECONDS_TO_CHECK, partial(limit_memory, WORKER_MEMORY_BYTES)):
+    for outcome in each_isolated(
+        cross_check_document, tasks, SECONDS_TO_CHECK, partial(limit_memory, WORKER_MEMORY_BYTES)
+    ):
         yield None if isinstance(outcome, Trouble) else outcome
 
 
@@ -186,7 +188,8 @@ def _count_pages(task: tuple[str, str]) -> int | Unreadable:
         pdf.close()
 
 
-def _read_document(task: tuple[str, str]) -> Document | Unreadable:
+def read_document(task: tuple[str, str]) -> Document | Unreadable:
+    """One file, named by its own path and the one to show: what a worker does with it."""
     try:
         return _document(Path(task[0]), task[1])
     except MemoryError:
@@ -218,7 +221,8 @@ def _document(file: Path, path: str) -> Document | Unreadable:
     )
 
 
-def _cross_check(task: tuple[str, int]) -> tuple[tuple[int, int], ...] | None:
+def cross_check_document(task: tuple[str, int]) -> tuple[tuple[int, int], ...] | None:
+    """One file and the number of pages to look at: what a worker does with it."""
     file, wanted = Path(task[0]), task[1]
     try:
         pdf, reader = _open(file), _pypdf_reader(file)

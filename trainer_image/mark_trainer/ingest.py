@@ -29,7 +29,7 @@ from mark_trainer.publish import file_digest
 from mark_trainer.workspace import Work, write_json
 
 # Goes up when the same file would give other chunks or other facts, so that documents are read anew.
-READER_VERSION = 2
+READER_VERSION = 3
 REPORT_FILE = "ingest_report.json"
 _NAMED_FILES = 5
 
