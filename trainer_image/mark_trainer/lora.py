@@ -247,7 +247,7 @@ def adapted(base: BaseModel, settings: Lora, *, packed: bool) -> PeftModel:
     if packed:
         use_packed_attention(base.model)
     torch.manual_seed(settings.seed)
-    return get_peft_model(
+    model = get_peft_model(
         base.model,
         LoraConfig(
             task_type="CAUSAL_LM",
@@ -257,6 +257,9 @@ def adapted(base: BaseModel, settings: Lora, *, packed: bool) -> PeftModel:
             target_modules=list(TARGET_MODULES[family]),
         ),
     )
+    # peft would render a page of placeholders at every checkpoint, a fourth of its cost; the manifest says all of it.
+    model.create_or_update_model_card = lambda _folder: None
+    return model
 
 
 def make_trainer(
@@ -367,7 +370,6 @@ def save_adapter(model: PeftModel, weights: dict[str, torch.Tensor], folder: Pat
     model.peft_config["default"].base_model_name_or_path = job.base_model.path or job.base_model.hugging_face_id
     # save_embedding_layers: whether to do so would otherwise be looked up on the hub
     model.save_pretrained(folder, state_dict=weights, safe_serialization=True, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)
 
 
 def say_what_is_trained(encoded: Encoded, builder: PromptBuilder) -> None:
