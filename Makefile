@@ -60,7 +60,7 @@ test: verify cluster-up images corpus ## everything, with whole runs on the loca
 	$(PYTEST) -n 2 --dist loadgroup tests/faults
 	$(PYTEST) -m "not lifecycle" tests/cluster
 
-bench-trainer: setup ## the trainer beside TRL, transformers, pypdfium2 and plain generation, as ratios (about ten minutes)
+bench-trainer: setup ## the trainer beside TRL, transformers, pypdfium2 and plain generation, as ratios (about a quarter of an hour)
 	$(BIN)/python tests/bench/trainer_ratios.py
 
 bench-trainer-gpu: setup ## LoRA on an 8B shape on one GPU, beside the published number

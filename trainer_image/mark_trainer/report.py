@@ -1,7 +1,7 @@
 """The evaluation report: numbers from the per-item records, and the result as a sentence. It must not run a model.
 
-Every score of answers is a function of the records that lie beside the report; `heldOutText` comes from its own pieces, which
-the report holds. Intervals respect documents (`statistics`).
+Every score of answers is a function of the records that lie beside the report; `heldOutText` comes from its own pieces,
+which the report holds. Intervals respect documents (`statistics`).
 """
 
 from collections import Counter
