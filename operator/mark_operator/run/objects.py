@@ -127,8 +127,9 @@ def _labels(key: RunKey, stage: str) -> dict[str, str]:
 
 
 def _failure_rules() -> list[Body]:
-    # The first rule that matches wins: what the trainer says of itself comes before what happened to its Pod. STOPPED has
-    # no rule: the Pods of a Job that is suspended end so, and a rule, unlike the count of failures, holds for them too.
+    # The first rule that matches wins: what the trainer says of itself comes before what happened to its Pod.
+    # STOPPED has no rule: so end the Pods of a Job that is suspended, and rules, unlike the count of failures, judge
+    # them too.
     codes = (ExitCode.USER_MISTAKE, ExitCode.BAD_DATA)
     by_code = [_fail_on_code(int(code)) for code in codes]
     disrupted: Body = {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
