@@ -187,12 +187,23 @@ class ProgressServer:
     async def _write_run(self, key: RunKey, poster: Poster, telling: Telling, progress: Progress) -> None:
         told = {"progress": progress, "lastCheckpoint": telling.checkpoint}
         try:
+            if await self._is_outdated(key, poster, progress):
+                return
             await self._write_status(key, {name: value.to_dict() for name, value in told.items() if value is not None})
             await self._annotate(key, poster, telling)
         except ApiError:
             telling.progress = telling.progress or progress
             raise
         telling.ended = progress.stage if progress.percent == 100 else ""
+
+    async def _is_outdated(self, key: RunKey, poster: Poster, progress: Progress) -> bool:
+        """Whether the run is gone, or another replica has written a newer progress into its status. Newer metrics tell
+        nothing of that: two replicas that hear posts by turns would keep each other from ever writing."""
+        run = await self._cluster.get(key.kind, key.namespace, key.name)
+        if run is None or run["metadata"]["uid"] != poster.run_uid:
+            return True
+        written = status_of(run).progress
+        return written is not None and written.updated > progress.updated
 
     async def _write_metrics(self, key: RunKey, poster: Poster, telling: Telling, at_once: bool) -> bool:
         """Add the news to the run's metrics; False when another replica wrote just now, so that all waits its turn."""
@@ -205,8 +216,6 @@ class ProgressServer:
         if not at_once and 0 <= age < self._pause - 1:
             telling.due = time.monotonic() + self._pause - age
             return False
-        if old is not None and telling.progress is not None and old.updated > telling.progress.updated:
-            telling.progress = None  # The other replica has written a newer one.
         news, telling.news = telling.news, []
         version = found["metadata"]["resourceVersion"] if found else None
         body = config_map(key, poster.run_uid, extended(old, news, clock.text_of(self._now())), version)
