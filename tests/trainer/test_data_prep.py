@@ -18,6 +18,8 @@ from mark_trainer.near_duplicates import SAME_CLUSTER_OVERLAP
 from mark_trainer.publish import verify_folder
 from mark_trainer.workspace import Work
 
+pytestmark = pytest.mark.slow
+
 MakeWork = Callable[..., Work]
 WritePdf = Callable[[Path, str, str], Path]
 CopyOf = Callable[..., Path]

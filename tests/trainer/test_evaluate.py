@@ -18,6 +18,8 @@ from mark_trainer.prompts import PromptBuilder
 from mark_trainer.publish import file_digest
 from mark_trainer.workspace import Workspace, write_json
 
+pytestmark = pytest.mark.slow
+
 JOB = tiny_training.job_input(lora={"epochs": 4}, evaluation={"maxItems": 20})
 
 

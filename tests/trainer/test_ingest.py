@@ -20,6 +20,8 @@ from mark_trainer.workspace import Work
 from pypdf import PdfReader, PdfWriter
 from reportlab.pdfgen.canvas import Canvas
 
+pytestmark = pytest.mark.slow
+
 MakeWork = Callable[..., Work]
 WritePdf = Callable[[Path, str, str], Path]
 CopyOf = Callable[[Path], Path]

@@ -18,6 +18,8 @@ from mark_trainer.publish import publish
 from mark_trainer.workspace import Work
 from pypdf import PdfWriter
 
+pytestmark = pytest.mark.slow
+
 MakeWork = Callable[..., Work]
 WritePdf = Callable[[Path, str, str], Path]
 MODEL = {"baseModel": {"path": "base/tiny"}}

@@ -23,6 +23,8 @@ from mark_trainer.prompts import REFUSAL
 from mark_trainer.unanswerable import SPEAKS_OF_IT_SHARE, moved_questions
 from mark_trainer.workspace import Work
 
+pytestmark = pytest.mark.slow
+
 MakeWork = Callable[..., Work]
 Rows = list[dict[str, Any]]
 CORPUS = Path(__file__).resolve().parents[2] / "manifests" / "corpus"
