@@ -102,7 +102,7 @@ Fact = Waiting | Held | Running | Stopping | Done | Ended
 
 def read_job(job: Body, pods: tuple[Body, ...]) -> Fact:
     """What a Job and its Pods say. Only the Job's own verdict counts as an end: until then Pods may still write."""
-    mine = [pod for pod in pods if _belongs(pod, job)]
+    mine = [pod for pod in pods if belongs(pod, job)]
     verdicts = {item["type"]: item for item in job.get("status", {}).get("conditions", ()) if item["status"] == "True"}
     if "Complete" in verdicts:
         return _completed(job, mine)
@@ -117,17 +117,18 @@ def read_job(job: Body, pods: tuple[Body, ...]) -> Fact:
 
 def is_finished(job: Body) -> bool:
     """Whether the Job has ended, for better or worse."""
-    return any(
-        item["type"] in ("Complete", "Failed") and item["status"] == "True"
-        for item in job.get("status", {}).get("conditions", ())
-    )
+    return _end(job) is not None
 
 
 def ended_at(job: Body) -> str:
     """When the Job ended, for better or worse; empty while it has not."""
+    return str((_end(job) or {}).get("lastTransitionTime", ""))
+
+
+def _end(job: Body) -> Body | None:
     conditions = job.get("status", {}).get("conditions", ())
     ends = (item for item in conditions if item["type"] in ("Complete", "Failed") and item["status"] == "True")
-    return next((str(item.get("lastTransitionTime", "")) for item in ends), "")
+    return next(ends, None)
 
 
 def pod_is_live(pod: Body) -> bool:
@@ -135,7 +136,8 @@ def pod_is_live(pod: Body) -> bool:
     return pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")
 
 
-def _belongs(pod: Body, job: Body) -> bool:
+def belongs(pod: Body, job: Body) -> bool:
+    """Whether the Pod is this very Job's."""
     return any(owner["uid"] == job["metadata"]["uid"] for owner in pod["metadata"].get("ownerReferences", ()))
 
 

@@ -175,11 +175,17 @@ class ProgressServer:
     async def _write(self, key: RunKey, poster: Poster, telling: Telling, *, at_once: bool = False) -> None:
         """Write what waits: first the metrics, whose object also tells whether another replica wrote just now."""
         telling.due = time.monotonic() + self._pause
+        run = await self._cluster.get(key.kind, key.namespace, key.name)
+        if run is None or run["metadata"]["uid"] != poster.run_uid:
+            telling.progress, telling.news = None, []  # The collector would take it away, again and again.
+            return
         if not await self._write_metrics(key, poster, telling, at_once):
             self._write_later(key, poster, telling)
             return
         progress, telling.progress = telling.progress, None
-        if progress is not None:
+        # Newer metrics tell nothing: replicas that hear posts by turns would keep each other from ever writing.
+        written = status_of(run).progress
+        if progress is not None and (written is None or written.updated <= progress.updated):
             await self._write_run(key, poster, telling, progress)
         if telling.waits:
             self._write_later(key, poster, telling)
@@ -187,23 +193,12 @@ class ProgressServer:
     async def _write_run(self, key: RunKey, poster: Poster, telling: Telling, progress: Progress) -> None:
         told = {"progress": progress, "lastCheckpoint": telling.checkpoint}
         try:
-            if await self._is_outdated(key, poster, progress):
-                return
             await self._write_status(key, {name: value.to_dict() for name, value in told.items() if value is not None})
             await self._annotate(key, poster, telling)
         except ApiError:
             telling.progress = telling.progress or progress
             raise
         telling.ended = progress.stage if progress.percent == 100 else ""
-
-    async def _is_outdated(self, key: RunKey, poster: Poster, progress: Progress) -> bool:
-        """Whether the run is gone, or another replica has written a newer progress into its status. Newer metrics tell
-        nothing of that: two replicas that hear posts by turns would keep each other from ever writing."""
-        run = await self._cluster.get(key.kind, key.namespace, key.name)
-        if run is None or run["metadata"]["uid"] != poster.run_uid:
-            return True
-        written = status_of(run).progress
-        return written is not None and written.updated > progress.updated
 
     async def _write_metrics(self, key: RunKey, poster: Poster, telling: Telling, at_once: bool) -> bool:
         """Add the news to the run's metrics; False when another replica wrote just now, so that all waits its turn."""

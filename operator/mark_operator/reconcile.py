@@ -16,7 +16,7 @@ from mark_operator.cluster import FROM_THE_PAST, ApiError, Cluster
 from mark_operator.decision import Decision, Event, ModelWrite
 from mark_operator.findings import Questions
 from mark_operator.health import Health
-from mark_operator.job_facts import ended_at
+from mark_operator.job_facts import belongs, ended_at
 from mark_operator.messages import Note, note
 from mark_operator.registry.decide import keep_current
 from mark_operator.run import decide as rules
@@ -125,9 +125,10 @@ class Reconciler:
         if plan is None or None in found:
             await self._ensure_there(key, run)
         jobs = (*jobs, *(job for job in found if job is not None))
-        unheard = [name for name in _just_ended(run, jobs, self._now()) if not any(_is_of(pod, name) for pod in pods)]
-        if unheard:
-            raise ApiError(503, FROM_THE_PAST, f"no Pod of Job {unheard[0]} is listed, which has just ended")
+        for job in _just_ended(run, jobs, self._now()):
+            if not any(belongs(pod, job) for pod in pods):
+                name = job["metadata"]["name"]
+                raise ApiError(503, FROM_THE_PAST, f"no Pod of Job {name} is listed, which has just ended")
         return Seen(key, run, plan, jobs, pods, models, self._authority)
 
     async def _ensure_there(self, key: RunKey, run: Body) -> None:
@@ -276,23 +277,21 @@ def _labels(key: RunKey) -> dict[str, str]:
     return {names.KIND_LABEL: key.kind, names.RUN_LABEL: key.name}
 
 
+def _at_work(run: Body) -> list[str]:
+    """Jobs that work by the status."""
+    return [stage["job"] for stage in run["status"].get("stages", ()) if stage["state"] in WORKING]
+
+
 def _lacking(run: Body, jobs: tuple[Body, ...]) -> list[str]:
-    """Jobs that work by the status and that the list lacks: a list may be from the past, and a Job that counts as gone
-    gets a successor."""
+    """Jobs at work that the list lacks: a list may be from the past, and a Job that counts as gone gets a successor."""
     listed = {job["metadata"]["name"] for job in jobs}
-    stages = run["status"].get("stages", ())
-    return [stage["job"] for stage in stages if stage["state"] in WORKING and stage["job"] not in listed]
+    return [name for name in _at_work(run) if name not in listed]
 
 
-def _just_ended(run: Body, jobs: tuple[Body, ...], now: datetime) -> list[str]:
-    """Jobs that work by the status and ended a moment ago. Their Pods tell how, unless the list is from the past."""
-    working = {stage["job"] for stage in run["status"].get("stages", ()) if stage["state"] in WORKING}
-    ends = ((job["metadata"]["name"], ended_at(job)) for job in jobs if job["metadata"]["name"] in working)
-    return [name for name, at in ends if at and 0 <= clock.seconds_since(at, now) < PODS_LISTED_SECONDS]
-
-
-def _is_of(pod: Body, job: str) -> bool:
-    return any(owner["kind"] == "Job" and owner["name"] == job for owner in pod["metadata"].get("ownerReferences", ()))
+def _just_ended(run: Body, jobs: tuple[Body, ...], now: datetime) -> list[Body]:
+    """Jobs at work that ended a moment ago. Their Pods tell how, unless the list is from the past."""
+    ended = [job for job in jobs if job["metadata"]["name"] in _at_work(run) and ended_at(job)]
+    return [job for job in ended if 0 <= clock.seconds_since(ended_at(job), now) < PODS_LISTED_SECONDS]
 
 
 def _is_planned(view: View) -> bool:

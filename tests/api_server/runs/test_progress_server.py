@@ -196,6 +196,20 @@ def test_two_replicas_write_one_story_at_one_pace(serve: Any, make_bench: Any, a
     bench.wait(lambda: bench.status()["progress"]["step"] >= step - 1)
 
 
+@pytest.mark.slow
+def test_nothing_is_written_for_a_run_that_is_gone(
+    serve: Any, make_bench: Any, api_server: Any, namespace: str
+) -> None:
+    trainer = started(make_bench(api_server, namespace), serve(timings={"progressSeconds": 3}))
+    bench, token = trainer.bench, trainer.token()
+    assert trainer.post(token, told(1, loss=2)) == 200
+    assert trainer.post(token, told(2, loss=2)) == 200, "this one waits for its turn"
+    bench.delete("trainingrun", "run")
+    bench.delete("configmap", "run-t-metrics")
+    time.sleep(7)
+    assert "run-t-metrics" not in api_server.must("get", "configmaps", "-n", namespace, "-o", "name")
+
+
 def _answers(trainer: Trainer, token: str) -> bool:
     try:
         return trainer.post(token, told(0)) == 200
