@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 LARGEST_POST_BYTES = 64 * 1024
 BELIEVED_SECONDS = 15.0
 POSTS_PER_MINUTE = 60
+CONFLICT_SECONDS = 1.0
 REMEMBERED = 10_000
 MOST_NEWS = 2_000
 KINDS = {plural: kind for kind, plural in names.PLURALS.items() if kind in names.KIND_LETTERS}
@@ -64,6 +65,11 @@ class Telling:
     ended: str = ""
     annotated: LastCheckpoint | None = None
     task: asyncio.Task[None] | None = None
+
+    @property
+    def ends(self) -> bool:
+        """Whether the stage's end is to be told, which does not wait for its turn."""
+        return self.progress is not None and self.progress.percent == 100 and self.ended != self.progress.stage
 
     @property
     def waits(self) -> bool:
@@ -146,15 +152,13 @@ class ProgressServer:
     async def _take(self, key: RunKey, poster: Poster, post: Any) -> None:
         """Write at once if the last write is long ago, or if this is a stage's end; else a little later."""
         now = self._now()
-        progress = read_post(post, poster.stage, clock.text_of(now))
         telling = self._tellings.get(poster.run_uid) or Telling()
         _remember(self._tellings, poster.run_uid, telling)
-        telling.progress = progress
+        telling.progress = read_post(post, poster.stage, clock.text_of(now))
         telling.checkpoint = _newer(telling.checkpoint or poster.checkpoint, read_checkpoint(post, poster.stage, now))
         telling.news = [*telling.news, *read_told(post, poster.stage, now)][-MOST_NEWS:]
-        ends = progress.percent == 100 and telling.ended != poster.stage
-        if ends or telling.due <= time.monotonic():
-            await self._write(key, poster, telling, at_once=ends)
+        if telling.ends or telling.due <= time.monotonic():
+            await self._write(key, poster, telling)
         else:
             self._write_later(key, poster, telling)
 
@@ -172,20 +176,18 @@ class ProgressServer:
                 if not error.is_transient:
                     return
 
-    async def _write(self, key: RunKey, poster: Poster, telling: Telling, *, at_once: bool = False) -> None:
-        """Write what waits: first the metrics, whose object also tells whether another replica wrote just now."""
+    async def _write(self, key: RunKey, poster: Poster, telling: Telling) -> None:
+        """Write what waits, unless another replica wrote just now: the run's metrics tell when, and who was first."""
         telling.due = time.monotonic() + self._pause
         run = await self._cluster.get(key.kind, key.namespace, key.name)
         if run is None or run["metadata"]["uid"] != poster.run_uid:
             telling.progress, telling.news = None, []  # The collector would take it away, again and again.
             return
-        if not await self._write_metrics(key, poster, telling, at_once):
-            self._write_later(key, poster, telling)
-            return
-        progress, telling.progress = telling.progress, None
-        # Newer metrics tell nothing: replicas that hear posts by turns would keep each other from ever writing.
         written = status_of(run).progress
-        if progress is not None and (written is None or written.updated <= progress.updated):
+        if telling.progress and written and written.updated > telling.progress.updated:
+            telling.progress = None  # Another replica told what came later.
+        if await self._write_metrics(key, poster, telling) and (progress := telling.progress):
+            telling.progress = None
             await self._write_run(key, poster, telling, progress)
         if telling.waits:
             self._write_later(key, poster, telling)
@@ -200,26 +202,29 @@ class ProgressServer:
             raise
         telling.ended = progress.stage if progress.percent == 100 else ""
 
-    async def _write_metrics(self, key: RunKey, poster: Poster, telling: Telling, at_once: bool) -> bool:
-        """Add the news to the run's metrics; False when another replica wrote just now, so that all waits its turn."""
+    async def _write_metrics(self, key: RunKey, poster: Poster, telling: Telling) -> bool:
+        """Add the news to the run's metrics; False when it is not this replica's turn to write, so that all waits."""
         found = await self._cluster.get("ConfigMap", key.namespace, names.metrics_name(key.kind, key.name))
         if found is not None and not owned_by(found, poster.run_uid):
             telling.news = []  # An earlier run's, which is about to go, or somebody else's, which is left alone.
             return True
         old = read_metrics(found) if found else None
         age = clock.seconds_since(old.updated, self._now()) if old else self._pause
-        if not at_once and 0 <= age < self._pause - 1:
+        if not telling.ends and 0 <= age < self._pause - 1:
             telling.due = time.monotonic() + self._pause - age
             return False
         news, telling.news = telling.news, []
+        # Whoever has no progress to tell must not take a turn: replicas could keep each other from ever telling any.
+        updated = old.updated if old and telling.progress is None else clock.text_of(self._now())
         version = found["metadata"]["resourceVersion"] if found else None
-        body = config_map(key, poster.run_uid, extended(old, news, clock.text_of(self._now())), version)
+        body = config_map(key, poster.run_uid, extended(old, news, updated), version)
         try:
             await self._cluster.apply(body, PROGRESS_MANAGER)
         except ApiError as error:
             telling.news = [*news, *telling.news]
             if error.reason != "Conflict":
                 raise
+            telling.due = time.monotonic() + CONFLICT_SECONDS
             return False
         if found is None:
             telling.news = [*news, *telling.news]  # Another replica may have made it, too, and lost them: once more.

@@ -3,19 +3,16 @@
 import json
 import secrets
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import demo
 import pytest
 import tiny_training
-
-SECONDS = 600
+from cluster_run import OPERATOR, Kubectl, Run, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-Kubectl = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
@@ -62,37 +59,20 @@ def manifest(name: str, epochs: int) -> dict[str, Any]:
     }
 
 
-def status_of(kubectl: Kubectl, namespace: str, name: str) -> dict[str, Any]:
-    return json.loads(kubectl("get", "trainingrun", name, "-n", namespace, "-o", "json")).get("status", {})
-
-
 def job_of(kubectl: Kubectl, namespace: str, name: str) -> dict[str, Any]:
     return json.loads(kubectl("get", "job", f"{name}-t-lora-1", "-n", namespace, "-o", "json"))
 
 
-def until(look: Callable[[], Any], what: str) -> Any:
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
-        if found := look():
-            return found
-        time.sleep(0.5)
-    pytest.fail(f"not within {SECONDS} s: {what}")
-
-
-def start(kubectl: Kubectl, namespace: str, name: str, epochs: int) -> None:
+def start(kubectl: Kubectl, namespace: str, name: str, epochs: int) -> Run:
     kubectl("apply", "-n", namespace, "-f", "-", input_text=json.dumps(manifest(name, epochs)))
-    until(lambda: status_of(kubectl, namespace, name).get("state") == "PlanReady", "planned")
+    run = Run(kubectl, namespace, name)
+    run.planned()
     subprocess.run(["mark", "confirm", name, "-n", namespace], check=True, timeout=60)
-
-
-def ended(kubectl: Kubectl, namespace: str, name: str) -> dict[str, Any]:
-    until(lambda: "finishedAt" in status_of(kubectl, namespace, name), f"the end of {name}")
-    return status_of(kubectl, namespace, name)
+    return run
 
 
 def test_two_pods_train_one_adapter(kubectl: Kubectl, namespace: str, tmp_path: Path) -> None:
-    start(kubectl, namespace, "two-nodes", epochs=4)
-    status = ended(kubectl, namespace, "two-nodes")
+    status = start(kubectl, namespace, "two-nodes", epochs=4).ended()
     assert status["state"] == "Succeeded", status
     job = job_of(kubectl, namespace, "two-nodes")
     assert (job["spec"]["completions"], job["status"]["succeeded"]) == (2, 2)
@@ -113,17 +93,16 @@ def test_training_goes_on_while_the_release_is_uninstalled_and_is_taken_up_by_th
     kubectl: Kubectl, namespace: str, operator_image: str, trainer_image: str
 ) -> None:
     """Nothing hangs, nothing is orphaned or made twice: the runs and their Jobs stay, and the work counts."""
-    start(kubectl, namespace, "released", epochs=60)
-    until(lambda: status_of(kubectl, namespace, "released").get("stage") == "lora", "training")
+    run = start(kubectl, namespace, "released", epochs=60)
+    run.working_on("lora")
     until(lambda: job_of(kubectl, namespace, "released").get("status", {}).get("ready") == 2, "both Pods at work")
     demo.run(f"helm uninstall mark-operator -n {demo.OPERATOR_NAMESPACE} --wait --timeout 120s")
-    label = "app.kubernetes.io/name=mark-operator"
-    until(lambda: not kubectl("get", "pods", "-n", demo.OPERATOR_NAMESPACE, "-l", label, "-o", "name"), "no operator's Pod")
+    until(lambda: not kubectl("get", "pods", "-n", demo.OPERATOR_NAMESPACE, "-l", OPERATOR, "-o", "name"), "no operator's Pod")
     before = job_of(kubectl, namespace, "released")["metadata"]["uid"]
     until(lambda: job_of(kubectl, namespace, "released").get("status", {}).get("succeeded") == 2, "the end of training")
-    assert "finishedAt" not in status_of(kubectl, namespace, "released"), "nobody is there to note it"
+    assert "finishedAt" not in run.status(), "nobody is there to note it"
     install(operator_image, trainer_image)
-    status = ended(kubectl, namespace, "released")
+    status = run.ended()
     assert status["state"] == "Succeeded", status
     assert [(stage["attempt"], stage["countedFailures"]) for stage in status["stages"]] == [(1, 0)] * len(status["stages"])
     assert job_of(kubectl, namespace, "released")["metadata"]["uid"] == before

@@ -5,24 +5,22 @@ import secrets
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import demo
 import pytest
 import yaml
+from cluster_run import OPERATOR, RUN_SECONDS, Kubectl, Run, until
 from mark_crds import names
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "manifests" / "samples" / "trainingrun-lora.yaml"
-OPERATOR = "app.kubernetes.io/name=mark-operator"
-RUN_SECONDS = 1200
 FIRST_JOB_SECONDS = 2.0
 OPERATOR_MIB = 200
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
-Kubectl = Callable[..., str]
 
 
 @pytest.fixture(scope="session")
@@ -92,27 +90,6 @@ def apply(kubectl: Kubectl, namespace: str, manifest: dict[str, Any]) -> None:
     kubectl("apply", "-n", namespace, "-f", "-", input_text=json.dumps(manifest))
 
 
-def status_of(kubectl: Kubectl, namespace: str, name: str, kind: str = "trainingrun") -> dict[str, Any]:
-    run: dict[str, Any] = json.loads(kubectl("get", kind, name, "-n", namespace, "-o", "json"))
-    return run.get("status", {})
-
-
-def until(look: Callable[[], Any], what: str, seconds: float = RUN_SECONDS) -> Any:
-    """The first true answer; the test fails when none comes in time."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found = look()
-        if found:
-            return found
-        time.sleep(0.3)
-    pytest.fail(f"not within {seconds:.0f} s: {what}")
-
-
-def jobs_of(kubectl: Kubectl, namespace: str, name: str) -> list[str]:
-    found = kubectl("get", "jobs", "-n", namespace, "-l", f"{names.RUN_LABEL}={name}", "-o", "jsonpath={.items[*].metadata.name}")
-    return sorted(found.split())
-
-
 def message_of(status: dict[str, Any], condition: str) -> str:
     return next(f"{item['reason']}: {item['message']}" for item in status["conditions"] if item["type"] == condition)
 
@@ -122,8 +99,9 @@ def finished(kubectl: Kubectl, workspace: str) -> dict[str, Any]:
     """The sample, planned, confirmed and run to its end, while every replica of the operator is killed in the middle."""
     name = "contracts-lora"
     apply(kubectl, workspace, sample(name))
-    until(lambda: status_of(kubectl, workspace, name).get("state") == "PlanReady", "planned", 60)
-    facts: dict[str, Any] = {"jobs before": jobs_of(kubectl, workspace, name), "plan": mark("plan", name, "-n", workspace)}
+    run = Run(kubectl, workspace, name)
+    run.planned()
+    facts: dict[str, Any] = {"jobs before": run.jobs(), "plan": mark("plan", name, "-n", workspace)}
 
     confirmed = demo.Watch(f"kubectl -n {workspace} get trun {name} -o jsonpath='{{.spec.confirm}}{{\"\\n\"}}' --watch", "true")
     first_job = demo.Watch(f"kubectl -n {workspace} get jobs -o name --watch", "job.batch/")
@@ -132,30 +110,19 @@ def finished(kubectl: Kubectl, workspace: str) -> dict[str, Any]:
     confirmed.end()
     first_job.end()
 
-    until(lambda: _running(kubectl, workspace, name, "ingest"), "the stage ingest running")
+    run.working_on("ingest")
     kubectl("delete", "pods", "-n", demo.OPERATOR_NAMESPACE, "-l", OPERATOR, "--grace-period=0", "--force")
-    until(lambda: _running(kubectl, workspace, name, "lora"), "the stage lora running")
-    facts["progress"] = until(lambda: status_of(kubectl, workspace, name).get("progress", {}).get("loss"), "live progress with a loss", 300)
+    run.working_on("lora")
+    run.until(lambda status: "loss" in status.get("progress", {}), "live progress with a loss", 300)
     kubectl("delete", "pods", "-n", demo.OPERATOR_NAMESPACE, "-l", OPERATOR, "--grace-period=0", "--force")
-    status = until(lambda: _ended(kubectl, workspace, name), "the end of the run")
-    return {**facts, "status": status, "namespace": workspace, "name": name}
-
-
-def _running(kubectl: Kubectl, namespace: str, name: str, stage: str) -> bool:
-    stages = status_of(kubectl, namespace, name).get("stages", [])
-    return any(item["stage"] == stage and item["state"] == "Running" for item in stages)
-
-
-def _ended(kubectl: Kubectl, namespace: str, name: str, kind: str = "trainingrun") -> dict[str, Any] | None:
-    status = status_of(kubectl, namespace, name, kind)
-    return status if "finishedAt" in status else None
+    return {**facts, "status": run.ended(), "namespace": workspace, "name": name}
 
 
 def test_the_run_succeeds_with_one_job_a_stage_though_the_operator_was_killed_twice(kubectl: Kubectl, finished: dict[str, Any]) -> None:
     assert finished["jobs before"] == []
     assert finished["status"]["state"] == "Succeeded", finished["status"]
     expected = [f"contracts-lora-t-{stage}-1" for stage in ("preflight", "ingest", "data-prep", "lora", "eval")]
-    assert jobs_of(kubectl, finished["namespace"], finished["name"]) == sorted(expected)
+    assert Run(kubectl, finished["namespace"], finished["name"]).jobs() == sorted(expected)
 
 
 def test_the_first_job_follows_the_confirmation_at_once(finished: dict[str, Any]) -> None:
@@ -208,10 +175,11 @@ def test_an_eval_run_judges_the_model(kubectl: Kubectl, finished: dict[str, Any]
         "cpuResources": {"cpu": "1500m", "memory": "3Gi"},
     }
     apply(kubectl, namespace, {"apiVersion": names.API_VERSION, "kind": "EvalRun", "metadata": {"name": "check"}, "spec": spec})
-    until(lambda: status_of(kubectl, namespace, "check", "evalrun").get("state") == "PlanReady", "planned", 60)
-    assert jobs_of(kubectl, namespace, "check") == []
+    run = Run(kubectl, namespace, "check", "evalrun")
+    run.planned()
+    assert run.jobs() == []
     mark("confirm", "erun/check", "-n", namespace)
-    status = until(lambda: _ended(kubectl, namespace, "check", "evalrun"), "the end of the evaluation")
+    status = run.ended()
     assert status["state"] == "Succeeded", status
     assert status["result"]["passed"] is True
     model = json.loads(kubectl("get", "model", "transformer-lora", "-n", namespace, "-o", "json"))
@@ -223,21 +191,23 @@ def test_the_same_work_again_is_adopted(kubectl: Kubectl, finished: dict[str, An
     name, namespace = finished["name"], finished["namespace"]
     kubectl("delete", "trainingrun", name, "-n", namespace)
     apply(kubectl, namespace, sample(name))
-    until(lambda: status_of(kubectl, namespace, name).get("state") == "PlanReady", "planned", 60)
+    run = Run(kubectl, namespace, name)
+    run.planned()
     mark("confirm", name, "-n", namespace)
-    status = until(lambda: _ended(kubectl, namespace, name), "the end")
+    status = run.ended()
     assert status["state"] == "Adopted", status
-    assert jobs_of(kubectl, namespace, name) == [f"{name}-t-preflight-1"]
+    assert run.jobs() == [f"{name}-t-preflight-1"]
 
 
 def test_a_run_created_confirmed_waits_for_its_plan_to_be_read(kubectl: Kubectl, workspace: str) -> None:
     apply(kubectl, workspace, sample("hasty", stages=["ingest"], dryRun=False, confirm=True))
-    until(lambda: status_of(kubectl, workspace, "hasty").get("state") == "AwaitingConfirmation", "waiting", 60)
+    run = Run(kubectl, workspace, "hasty")
+    run.until(lambda status: status.get("state") == "AwaitingConfirmation", "waiting", 60)
     time.sleep(3)
-    status = status_of(kubectl, workspace, "hasty")
+    status = run.status()
     assert "ConfirmedUnseen" in message_of(status, "Confirmed")
     assert f"mark confirm hasty -n {workspace}" in message_of(status, "Confirmed")
-    assert jobs_of(kubectl, workspace, "hasty") == []
+    assert run.jobs() == []
 
 
 BAD_INPUT = {
@@ -255,9 +225,9 @@ def bad_runs(kubectl: Kubectl, workspace: str) -> dict[str, dict[str, Any]]:
     for name, (spec, _) in BAD_INPUT.items():
         small = {"cpuResources": {"cpu": "250m", "memory": "1Gi"}}
         apply(kubectl, workspace, sample(name, **spec, **small))
-        until(lambda name=name: status_of(kubectl, workspace, name).get("state") == "PlanReady", f"{name} planned", 60)
+        Run(kubectl, workspace, name).planned()
         mark("confirm", name, "-n", workspace)
-    return {name: until(lambda name=name: _ended(kubectl, workspace, name), f"the end of {name}", 300) for name in BAD_INPUT}
+    return {name: Run(kubectl, workspace, name).ended(300) for name in BAD_INPUT}
 
 
 @pytest.mark.parametrize("name", BAD_INPUT)
@@ -266,33 +236,35 @@ def test_bad_input_is_named_with_its_cure_before_a_gpu_is_asked_for(kubectl: Kub
     assert status["state"] == "Failed", status
     for word in BAD_INPUT[name][1]:
         assert word in message_of(status, "Stalled")
-    assert jobs_of(kubectl, workspace, name) == [f"{name}-t-preflight-1"]
+    assert Run(kubectl, workspace, name).jobs() == [f"{name}-t-preflight-1"]
 
 
 def test_a_missing_claim_is_named_in_the_plan_and_nothing_starts(kubectl: Kubectl, workspace: str) -> None:
     apply(kubectl, workspace, sample("no-claim", workspace={"claimName": "nowhere"}))
-    plan = until(lambda: status_of(kubectl, workspace, "no-claim").get("plan"), "planned", 60)
+    run = Run(kubectl, workspace, "no-claim")
+    plan = run.until(lambda status: status.get("plan"), "planned", 60)
     failed = [check for check in plan["checks"] if check["outcome"] == "Failed"]
     assert any("nowhere" in check["message"] for check in failed), plan["checks"]
     refused = subprocess.run(["mark", "confirm", "no-claim", "-n", workspace], capture_output=True, text=True, check=False)
     assert refused.returncode != 0
     assert "nowhere" in refused.stdout + refused.stderr
-    assert jobs_of(kubectl, workspace, "no-claim") == []
+    assert run.jobs() == []
 
 
 def test_a_run_made_again_while_its_pods_end_never_has_two_writers(kubectl: Kubectl, workspace: str) -> None:
     """Deletion and creation in quick turns; at no moment do Pods of two runs of that name work."""
     name = "again"
+    run = Run(kubectl, workspace, name)
     witness = Witness(kubectl, workspace, name)
     for turn in range(4):
         apply(kubectl, workspace, sample(name, stages=["ingest"], trainingRevision=f"turn-{turn}"))
-        until(lambda: status_of(kubectl, workspace, name).get("plan", {}).get("seen"), "planned", 60)
+        run.until(lambda status: status.get("plan", {}).get("seen"), "planned", 60)
         mark("confirm", name, "-n", workspace)
-        until(lambda: witness.working() or _ended(kubectl, workspace, name), "a working Pod", 120)
+        run.until(lambda status: witness.working() or "finishedAt" in status, "a working Pod", 120)
         if turn < 3:
             kubectl("delete", "trainingrun", name, "-n", workspace, "--wait=false")
             until(lambda: _gone(kubectl, workspace, name), "the run gone", 60)
-    status = until(lambda: _ended(kubectl, workspace, name), "the end")
+    status = run.ended()
     witness.end()
     assert status["state"] == "Succeeded", status
     assert witness.together == set()
