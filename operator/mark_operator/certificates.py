@@ -19,6 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from mark_crds import names
 
 from mark_operator.cluster import ApiError, Cluster
+from mark_operator.seen import Body
 from mark_operator.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -94,8 +95,8 @@ async def load_authority(cluster: Cluster, settings: Settings) -> Authority:
     """The authority of the Secret; made and stored by the first replica that finds none. Tries until it works."""
     while True:
         try:
-            found = await _stored(cluster, settings)
-            return found or await _store(cluster, settings)
+            secret = await cluster.get("Secret", settings.operator_namespace, settings.authority_secret_name)
+            return _stored(secret) or await _store(cluster, settings, secret)
         except ApiError as error:
             if not error.is_transient:
                 raise
@@ -128,33 +129,30 @@ class ServerContext:
             self.context.load_cert_chain(path)
 
 
-async def _stored(cluster: Cluster, settings: Settings) -> Authority | None:
-    secret = await cluster.get("Secret", settings.operator_namespace, settings.authority_secret_name)
+def _stored(secret: Body | None) -> Authority | None:
     data = (secret or {}).get("data") or {}
     if not (data.get(names.CA_KEY) and data.get(KEY_ENTRY)):
         return None
     return Authority.from_pem(base64.b64decode(data[names.CA_KEY]), base64.b64decode(data[KEY_ENTRY]))
 
 
-async def _store(cluster: Cluster, settings: Settings) -> Authority:
-    """Put a new authority into the Secret, unless another replica was quicker:
-    then this one conflicts and reads again."""
-    namespace, name = settings.operator_namespace, settings.authority_secret_name
-    secret = await cluster.get("Secret", namespace, name)
+async def _store(cluster: Cluster, settings: Settings, secret: Body | None) -> Authority:
+    """Put a new authority into this very version of the Secret. Another replica that was quicker makes it conflict, so
+    that this one reads again: with two authorities, the Pods that trust the lost one could tell no progress."""
     version = {"resourceVersion": secret["metadata"]["resourceVersion"]} if secret else {}
     authority = new_authority(datetime.now(UTC))
     data = {names.CA_KEY: authority.pem.encode(), KEY_ENTRY: _key_pem(authority.key)}
     body = {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": {"name": name, "namespace": namespace, **version},
+        "metadata": {"name": settings.authority_secret_name, "namespace": settings.operator_namespace, **version},
         "data": {entry: base64.b64encode(value).decode() for entry, value in data.items()},
     }
     if secret is None:
         await cluster.create(body)
     else:
         await cluster.apply(body)
-    log.info("made a certificate authority in Secret %s", name)
+    log.info("made a certificate authority in Secret %s", settings.authority_secret_name)
     return authority
 
 
