@@ -96,6 +96,7 @@ def test_training_goes_on_while_the_release_is_uninstalled_and_is_taken_up_by_th
     run = start(kubectl, namespace, "released", epochs=60)
     run.working_on("lora")
     until(lambda: job_of(kubectl, namespace, "released").get("status", {}).get("ready") == 2, "both Pods at work")
+    authority = authority_uid(kubectl)
     demo.run(f"helm uninstall mark-operator -n {demo.OPERATOR_NAMESPACE} --wait --timeout 120s")
     until(lambda: not kubectl("get", "pods", "-n", demo.OPERATOR_NAMESPACE, "-l", OPERATOR, "-o", "name"), "no operator's Pod")
     before = job_of(kubectl, namespace, "released")["metadata"]["uid"]
@@ -106,3 +107,8 @@ def test_training_goes_on_while_the_release_is_uninstalled_and_is_taken_up_by_th
     assert status["state"] == "Succeeded", status
     assert [(stage["attempt"], stage["countedFailures"]) for stage in status["stages"]] == [(1, 0)] * len(status["stages"])
     assert job_of(kubectl, namespace, "released")["metadata"]["uid"] == before
+    assert authority_uid(kubectl) == authority, "Pods trust no other"
+
+
+def authority_uid(kubectl: Kubectl) -> str:
+    return kubectl("get", "secret", "mark-operator-authority", "-n", demo.OPERATOR_NAMESPACE, "-o", "jsonpath={.metadata.uid}")
