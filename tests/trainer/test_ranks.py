@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -171,10 +172,23 @@ def test_two_processes_stop_together_and_go_on_bit_for_bit(workspace: Workspace)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["deepspeedZero2", "deepspeedZero3"])
-def test_deepspeed_without_gpus_is_refused(workspace: Workspace, strategy: str) -> None:
-    """accelerate joins no processes there: each would train on every row, as if it were alone."""
-    assert ended(start(workspace, job_of(2, distributed={"strategy": strategy}), "zero")) == [64, 64]
+@pytest.mark.skipif(shutil.which("c++") is None, reason="DeepSpeed builds a part of itself where there are no GPUs")
+def test_deepspeed_learns_what_ddp_does(workspace: Workspace) -> None:
+    """ZeRO shares gradients and optimizer (2), and weights too (3), out among two processes; the sums stay the same."""
+    assert ended(start(workspace, job_of(2), "ddp")) == [0, 0]
+    whole = adapter_of(workspace, "ddp")
+    for strategy in ("deepspeedZero2", "deepspeedZero3"):
+        assert ended(start(workspace, job_of(2, distributed={"strategy": strategy}), strategy)) == [0, 0]
+        shared_out = adapter_of(workspace, strategy)
+        assert shared_out.keys() == whole.keys()
+        for name, value in whole.items():
+            torch.testing.assert_close(shared_out[name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_deepspeed_without_gpus_and_compiler_is_refused(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-compiler")
+    assert ended(start(workspace, job_of(2, distributed={"strategy": "deepspeedZero2"}), "zero")) == [64, 64]
     assert result_of(workspace, "zero")["reason"] == "NoDeepSpeedOnCpu"
     assert not workspace.path("adapters").exists()
 

@@ -7,6 +7,8 @@ Several processes run it together, each on its share of every step; the first on
 import contextlib
 import logging
 import math
+import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -15,6 +17,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import PartialState
 from mark_crds.job_input import JobInput, digest_of
 from mark_crds.job_output import Artifact, Result
 from mark_crds.names import ADAPTERS_FOLDER
@@ -275,6 +278,8 @@ def make_trainer(
     """transformers' trainer on our own passes and loss: a batch of it is one forward pass, in our order."""
     on_gpu, several = next(model.parameters()).device.type == "cuda", dealt.processes > 1
     deepspeed = deepspeed_settings(strategy) if several else None
+    if deepspeed is not None and not on_gpu:
+        join_without_gpus()
     arguments = TrainingArguments(
         output_dir=str(output),
         num_train_epochs=1,  # the passes hold all epochs, in our order
@@ -295,6 +300,7 @@ def make_trainer(
         ddp_backend=("nccl" if on_gpu else "gloo") if several else None,
         ddp_find_unused_parameters=False,
         deepspeed=deepspeed,
+        accelerator_config={"use_configured_state": deepspeed is not None and not on_gpu},
         remove_unused_columns=False,
         seed=settings.seed,
         data_seed=settings.seed,
@@ -307,12 +313,6 @@ def make_trainer(
         dataloader_num_workers=0,
         dataloader_pin_memory=on_gpu,
     )
-    if arguments.world_size != dealt.processes:
-        raise UserMistake(
-            "NoDeepSpeedOnCpu",
-            f"distributed.strategy: {strategy.strategy} needs GPUs; without them its processes would each train alone: "
-            "set ddp",
-        )
     pad = base.tokenizer.pad_token_id
     trainer = Trainer(
         model=model,
@@ -323,6 +323,21 @@ def make_trainer(
     )
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
+
+
+def join_without_gpus() -> None:
+    """Join the processes for DeepSpeed on CPUs. Left to itself accelerate picks no backend for DeepSpeed there, so that
+    each process would train on every row, as if it were alone."""
+    if shutil.which(os.environ.get("CXX", "c++")) is None:
+        raise UserMistake(
+            "NoDeepSpeedOnCpu",
+            "distributed.strategy: DeepSpeed needs GPUs, or a C++ compiler to build what it needs instead: set ddp",
+        )
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    try:
+        PartialState(backend="gloo")
+    finally:
+        del os.environ["ACCELERATE_USE_DEEPSPEED"]
 
 
 def deepspeed_settings(distributed: Distributed) -> dict[str, Any] | None:

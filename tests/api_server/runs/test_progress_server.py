@@ -197,6 +197,29 @@ def test_two_replicas_write_one_story_at_one_pace(serve: Any, make_bench: Any, a
 
 
 @pytest.mark.slow
+def test_a_replica_with_nothing_newer_takes_no_turn(
+    serve: Any, make_bench: Any, api_server: Any, namespace: str
+) -> None:
+    """Two replicas that hear posts by turns could keep each other from ever writing the status."""
+    timings = {"progressSeconds": 6}
+    bench = make_bench(api_server, namespace)
+    first = started(bench, serve("first", timings=timings))
+    second = Trainer(bench, serve("second", timings=timings), first.pod)
+    token = first.token()
+    bench.wait(lambda: _answers(second, token))
+    time.sleep(7)
+    begin = time.monotonic()
+    the_end = told(3, loss=3)
+    the_end["trainerStatus"]["progressPercentage"] = 100
+    posts = [(0, first, told(1, loss=3)), (1, second, told(2, loss=3)), (2, first, the_end), (10, first, told(4, loss=3))]
+    for at, replica, post in posts:
+        time.sleep(max(0.0, begin + at - time.monotonic()))
+        assert replica.post(token, post) == 200
+    assert bench.status()["progress"]["step"] == 4, "not kept waiting by step 2, written two seconds ago"
+    assert series(bench)["loss"] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
 def test_nothing_is_written_for_a_run_that_is_gone(
     serve: Any, make_bench: Any, api_server: Any, namespace: str
 ) -> None:
