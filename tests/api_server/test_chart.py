@@ -101,6 +101,7 @@ def test_uninstall_keeps_the_kinds_and_what_was_made_of_them(api_server, namespa
     api_server.must("create", "-n", namespace, "-f", "-", stdin=model)
     helm(api_server, "uninstall", "mark-operator", "-n", release, "--timeout=30s")
     assert "kept" in api_server.must("get", "models", "-n", namespace, "-o", "name")
-    gone = ["deployment,service,configmap,secret,role,rolebinding,serviceaccount,poddisruptionbudget", "-n", release]
-    assert api_server.must("get", *gone, "-l", "app.kubernetes.io/name=mark-operator", "-o", "name") == ""
+    made = ["deployment,service,configmap,secret,role,rolebinding,serviceaccount,poddisruptionbudget", "-n", release]
+    left = api_server.must("get", *made, "-l", "app.kubernetes.io/name=mark-operator", "-o", "name").split()
+    assert left == ["secret/mark-operator-authority"], "the Pods of runs that go on trust it and no other"
     helm(api_server, "install", "mark-operator", str(CHART), "-n", release)
