@@ -16,6 +16,7 @@ from mark_operator.settings import Settings
 log = logging.getLogger(__name__)
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
+GIVE_BACK_SECONDS = 5.0
 
 
 class LeaseLostError(Exception):
@@ -112,13 +113,15 @@ class Lease:
         return now - self._observed[1] > duration
 
     async def _give_back(self) -> None:
-        """Clear the holder, so that a successor need not wait."""
+        """Clear the holder, so that a successor need not wait. An API server that does not answer must not keep this
+        process from ending."""
         try:
-            found = await self._cluster.get("Lease", self._namespace, self._name)
-            if found and found.get("spec", {}).get("holderIdentity") == self._identity:
-                await self._cluster.replace({**found, "spec": {**found["spec"], "holderIdentity": ""}})
-        except ApiError as error:
-            log.warning("the Lease %s was not given back: %s", self._name, error)
+            async with asyncio.timeout(GIVE_BACK_SECONDS):
+                found = await self._cluster.get("Lease", self._namespace, self._name)
+                if found and found.get("spec", {}).get("holderIdentity") == self._identity:
+                    await self._cluster.replace({**found, "spec": {**found["spec"], "holderIdentity": ""}})
+        except (ApiError, TimeoutError) as error:
+            log.warning("the Lease %s was not given back: %s", self._name, str(error) or "no answer")
 
     def _object(self, metadata: Body, kept: Body) -> Body:
         """The Lease, held by us and renewed now."""

@@ -5,10 +5,18 @@ import threading
 import time
 from typing import Any
 
+import pytest
 from kubernetes.aio import client, config
+from mark_operator import lease
 from mark_operator.cluster import Cluster
 from mark_operator.lease import Lease
 from mark_operator.settings import Settings
+
+
+async def connected(api_server: Any, kind: type[Cluster] = Cluster) -> Cluster:
+    configuration = client.Configuration()
+    await config.load_kube_config(str(api_server.kubeconfig()), client_configuration=configuration)
+    return kind(configuration)
 
 
 def test_a_leader_whose_loop_is_busy_keeps_its_lease(api_server: Any, namespace: str) -> None:
@@ -19,9 +27,7 @@ def test_a_leader_whose_loop_is_busy_keeps_its_lease(api_server: Any, namespace:
     leads = threading.Event()
 
     async def connect() -> Cluster:
-        configuration = client.Configuration()
-        await config.load_kube_config(str(api_server.kubeconfig()), client_configuration=configuration)
-        return Cluster(configuration)
+        return await connected(api_server)
 
     async def lead(name: str, work: Any) -> None:
         cluster = await connect()
@@ -44,3 +50,35 @@ def test_a_leader_whose_loop_is_busy_keeps_its_lease(api_server: Any, namespace:
     asyncio.run(asyncio.wait_for(lead("rival", successor), 60))
     leader.join(30)
     assert moments["taken over"] >= moments["ended"]
+
+
+class FallsSilent(Cluster):
+    """Answers nothing more from some moment on."""
+
+    silent = False
+
+    async def get(self, kind: str, namespace: str | None, name: str) -> Any:
+        if self.silent:
+            await asyncio.Event().wait()
+        return await super().get(kind, namespace, name)
+
+
+def test_a_leader_ends_though_nobody_takes_its_lease_back(
+    api_server: Any, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "GIVE_BACK_SECONDS", 0.5)
+    settings = Settings.model_validate({"operatorNamespace": namespace})
+
+    async def lead() -> None:
+        cluster = await connected(api_server, FallsSilent)
+        assert isinstance(cluster, FallsSilent)
+
+        async def work() -> None:
+            cluster.silent = True
+
+        try:
+            await Lease(cluster, lambda: connected(api_server), settings, "one").lead(work)
+        finally:
+            await cluster.close()
+
+    asyncio.run(asyncio.wait_for(lead(), 20))
