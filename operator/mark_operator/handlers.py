@@ -86,6 +86,8 @@ def watch_settings() -> kopf.OperatorSettings:
     settings.watching.server_timeout = 300
     settings.watching.connect_timeout = 10
     settings.watching.chunk_size = 500
+    # kopf's worker of an object holds on to it until it was idle for so long: after a restart, to all objects at once.
+    settings.queueing.idle_timeout = 0.2
     # A list that nobody answers is asked for again, long before anybody would call the watch deaf.
     settings.networking.request_timeout = 30
     settings.networking.error_backoffs = _Backoffs()
