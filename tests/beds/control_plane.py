@@ -178,6 +178,7 @@ def _server_flags(folder: Path, etcd_port: int, secure_port: int) -> list[str]:
         "--service-cluster-ip-range=10.98.0.0/16",
         f"--audit-policy-file={folder / 'audit-policy.json'}",
         f"--audit-log-path={folder / 'audit.log'}",
+        "--audit-log-maxsize=10000",  # MB; one that is put aside in the middle would not be read on
     ]
 
 
