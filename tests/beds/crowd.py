@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -152,16 +152,18 @@ class Crowd:
             async for _, job in self._rest.watch(self.jobs):
                 self.first_job.setdefault(job["metadata"]["labels"][names.RUN_LABEL], time.monotonic())
 
-    async def until_all(self, seen: dict[str, float], what: str, seconds: float) -> float:
-        """Wait until every run is among those seen; the time of the last one."""
-        end = time.monotonic() + seconds
-        while not seen.keys() >= set(self.names):
+    async def until_all(
+        self, seen: dict[str, float], what: str, seconds: float, chosen: Sequence[str] | None = None
+    ) -> float:
+        """Wait until every run, or every chosen one, is among those seen; the time of the last one."""
+        end, awaited = time.monotonic() + seconds, set(chosen or self.names)
+        while not seen.keys() >= awaited:
             if time.monotonic() > end:
-                missing = sorted(set(self.names) - seen.keys())
+                missing = sorted(awaited - seen.keys())
                 run = await self._rest.get(f"{self.runs}/{missing[0]}")
                 raise AssertionError(f"{len(missing)} runs never {what}; {missing[0]} says {run.get('status')}")
             await asyncio.sleep(0.05)
-        return max(seen[name] for name in self.names)
+        return max(seen[name] for name in awaited)
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,10 +16,18 @@ PODS = "/api/v1"
 
 
 class PaperJobs:
-    """Brings every Job of a namespace to its end until its task is cancelled."""
+    """Brings every Job of a namespace, or those of some runs, to its end until its task is cancelled."""
 
-    def __init__(self, rest: Rest, namespace: str, seconds: float = 0.0, hands: int = 16) -> None:
+    def __init__(
+        self,
+        rest: Rest,
+        namespace: str,
+        runs: Collection[str] | None = None,
+        seconds: float = 0.0,
+        hands: int = 16,
+    ) -> None:
         self._rest = rest
+        self._runs = runs
         self._jobs = f"{JOBS}/namespaces/{namespace}/jobs"
         self._pods = f"{PODS}/namespaces/{namespace}/pods"
         self._seconds = seconds
@@ -30,9 +39,14 @@ class PaperJobs:
             while True:
                 async for kind, job in self._rest.watch(self._jobs):
                     uid = job["metadata"]["uid"]
-                    if kind == "ADDED" and uid not in self._taken and not job["status"].get("conditions"):
+                    if kind == "ADDED" and uid not in self._taken and self._concerns_us(job):
                         self._taken.add(uid)
                         group.create_task(self._bring_to_its_end(job))
+
+    def _concerns_us(self, job: Body) -> bool:
+        if job["status"].get("conditions"):
+            return False
+        return self._runs is None or job["metadata"]["labels"][names.RUN_LABEL] in self._runs
 
     async def _bring_to_its_end(self, job: Body) -> None:
         name = job["metadata"]["name"]

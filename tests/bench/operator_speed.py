@@ -32,6 +32,8 @@ Body = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
 QUIET_SECONDS = 20
 LONGEST_SECONDS = 3000
+# Runs of a crowd whose Jobs are brought to their end; on two cores the API server needs an hour for 5,000 whole lives.
+ENDED_AT_MOST = 1000
 TRAFFIC_RUNS = 50
 JSON = "application/json"
 CHAINS = {1: ["dataPrep"], 2: ["dataPrep", "lora"], 3: ["dataPrep", "lora", "eval"]}
@@ -49,6 +51,7 @@ class Figures:
     start_p99: float = 0
     bare_p50: float = 0
     bare_p99: float = 0
+    ended: int = 0
     life_seconds: float = 0
     quiet_writes: int = 0
     quiet_calls_per_second: float = 0
@@ -124,15 +127,16 @@ async def _start(operator: OperatorUnderTest, crowd: Crowd, audit: AuditLog, fig
 
 
 async def _live(rest: Rest, crowd: Crowd, audit: AuditLog, figures: Figures) -> None:
+    chosen = crowd.names[:ENDED_AT_MOST]
     before = time.monotonic()
-    async with beside(PaperJobs(rest, crowd.namespace).run()):
-        ended = await crowd.until_all(crowd.in_state["Succeeded"], "succeeded", LONGEST_SECONDS)
-        figures.life_seconds = ended - before
-    _note(figures, "stages to the end", audit.take())
+    async with beside(PaperJobs(rest, crowd.namespace, chosen).run()):
+        ended = await crowd.until_all(crowd.in_state["Succeeded"], "succeeded", LONGEST_SECONDS, chosen)
+        figures.ended, figures.life_seconds = len(chosen), ended - before
+    _note(figures, "stages to the end", audit.take(), figures.ended)
 
 
 async def _restart(rest: Rest, namespace: str, operator: OperatorUnderTest, audit: AuditLog, figures: Figures) -> None:
-    """A new operator over finished runs: how soon it plans a new run, and what it does with the old ones."""
+    """A new operator over the crowd: how soon it plans a new run, and what it does with the old ones."""
     newcomer = Crowd(rest, namespace, 1, prefix="newcomer")
     await newcomer.create()
     audit.take()
@@ -280,7 +284,7 @@ async def measure_traffic(server: ApiServer, folder: Path) -> Traffic:
     return Traffic(sent, received, writes)
 
 
-def _note(figures: Figures, phase: str, calls: Counter[Call]) -> None:
+def _note(figures: Figures, phase: str, calls: Counter[Call], runs: int | None = None) -> None:
     kinds = {True: "write", False: "read"}
     labels: Counter[str] = Counter()
     for call, count in calls.items():
@@ -288,7 +292,7 @@ def _note(figures: Figures, phase: str, calls: Counter[Call]) -> None:
             continue
         kind = "dry run" if call.dry_run else kinds[call.writes]
         labels[f"{kind}: {call.verb} {call.resource}"] += count
-    figures.calls[phase] = {label: round(count / figures.runs, 2) for label, count in sorted(labels.items())}
+    figures.calls[phase] = {label: round(count / (runs or figures.runs), 2) for label, count in sorted(labels.items())}
 
 
 def _quantiles(values: list[float]) -> tuple[float, float]:
@@ -308,15 +312,15 @@ def table(found: list[Figures]) -> str:
             "confirmation to Job, p50 / p99, all confirmed at once",
             [f"{f.start_p50:.2f} / {f.start_p99:.2f} s" for f in found],
         ),
-        ("lives per second after the start, Jobs on paper", [f"{f.runs / f.life_seconds:.1f}" for f in found]),
+        ("lives per second after the start, Jobs on paper", [f"{f.ended / f.life_seconds:.1f}" for f in found]),
         ("operator's CPU for a start", [f"{f.cpu_milliseconds_per_start:.1f} ms" for f in found]),
         ("calls to start a run", [f"{sum(f.calls['start'].values()):.1f}" for f in found]),
         ("memory, all started", [f"{f.megabytes_started:.0f} MB" for f in found]),
         ("memory, highest", [f"{f.megabytes_highest:.0f} MB" for f in found]),
         ("longest lag of the event loop", [f"{f.longest_lag_seconds:.2f} s" for f in found]),
         (
-            "restart over all of them finished, until a new run is planned",
-            [f"{f.restart_seconds:.1f} s" for f in found],
+            "restart over all of them, so many finished: until a new run is planned",
+            [f"{f.ended:,}: {f.restart_seconds:.1f} s" for f in found],
         ),
         ("writes by that restart", [f"{f.restart_writes}" for f in found]),
         (f"writes in {QUIET_SECONDS} s of a quiet cluster", [f"{f.quiet_writes}" for f in found]),

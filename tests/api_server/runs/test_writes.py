@@ -27,7 +27,7 @@ async def crowd_of(server: ApiServer, rest: Rest, count: int, seconds: float, **
     namespace = await asyncio.to_thread(server.fresh_namespace)
     await make_claim(rest, namespace)
     crowd = Crowd(rest, namespace, count, **spec)
-    async with beside(crowd.watch(), PaperJobs(rest, namespace, seconds).run()):
+    async with beside(crowd.watch(), PaperJobs(rest, namespace, seconds=seconds).run()):
         yield crowd
 
 
