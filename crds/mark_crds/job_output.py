@@ -11,6 +11,8 @@ from mark_crds.shared import Digest, Time, Word, WorkspacePath
 # Reason of a Result of outcome Stopped: another run holds what the stage needs, such as the same work of a second cluster.
 LOCKED = "Locked"
 
+# Both reach terminals.
+PRINTABLE = r"^[ -~]*$"
 MEASURES_KEPT = 32
 """Headline numbers of a stage, at most; the message is cut from their end when it grows too long."""
 
@@ -39,9 +41,9 @@ class Artifact(Model):
 class Measure(Model):
     """One number of a result. Text, because floats have no one spelling."""
 
-    name: Annotated[str, StringConstraints(max_length=64)]
+    name: Annotated[str, StringConstraints(max_length=64, pattern=PRINTABLE)]
     """What was measured, such as `tuned.retrieved.f1`."""
-    value: Annotated[str, StringConstraints(max_length=24)]
+    value: Annotated[str, StringConstraints(max_length=24, pattern=PRINTABLE)]
     """The number, rounded for reading; the report holds it in full."""
 
 

@@ -58,7 +58,7 @@ class Health:
         )
         self._gpu_seconds = Counter(
             "mark_operator_gpu_seconds",
-            "GPUs times seconds that attempts held them, counted when they end.",
+            "GPUs times seconds that attempts held them, counted when they end or their Job is deleted.",
             ["kind", "stage"],
             registry=self.registry,
         )
@@ -79,8 +79,10 @@ class Health:
         if after is not None:
             self._runs.labels(kind=kind, state=after).inc()
 
-    def attempt_ended(self, kind: str, stage: str, outcome: str, gpu_seconds: float) -> None:
+    def attempt_ended(self, kind: str, stage: str, outcome: str) -> None:
         self._attempts.labels(kind=kind, stage=stage, outcome=outcome).inc()
+
+    def held_gpus(self, kind: str, stage: str, gpu_seconds: float) -> None:
         self._gpu_seconds.labels(kind=kind, stage=stage).inc(gpu_seconds)
 
     def _silence(self) -> float:

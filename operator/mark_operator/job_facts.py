@@ -11,7 +11,7 @@ from mark_crds.job_output import LOCKED, ExitCode, Result
 from mark_crds.run import State
 from pydantic import ValidationError
 
-from mark_operator.messages import Note, note, shorten
+from mark_operator.messages import SENTENCES, Note, note, shorten
 from mark_operator.run.means import CPU_STAGES
 from mark_operator.seen import Body
 
@@ -38,9 +38,11 @@ OUTCOMES: dict[int, str] = {
     ExitCode.MACHINE_TROUBLE: "MachineTrouble",
     ExitCode.STOPPED: "Stopped",
 }
-STATES = frozenset(get_args(State))
+# Words with a meaning of their own in a status: no trainer can say them. What the two parts agree on is not among them.
+RESERVED = (SENTENCES.keys() | get_args(State)) - {*OUTCOMES.values(), "Adopted", "OutOfMemory"}
 REASON = re.compile(r"[A-Z][A-Za-z0-9]*")
 LAST_WORDS = 500
+OOM_KILLED = "OOMKilled"
 # What every Pod waits for at first; all else that a Pod waits for is trouble.
 COMES_UP = "being created"
 
@@ -151,6 +153,12 @@ def _terminated(pod: Body) -> Body:
     return found
 
 
+def runs_since(job: Body, pods: tuple[Body, ...]) -> str:
+    """When the newest of the Job's running trainers began; empty when none runs."""
+    states = (_trainer(pod).get("state", {}) for pod in pods if belongs(pod, job))
+    return max((str(state.get("running", {}).get("startedAt", "")) for state in states), default="")
+
+
 def _active(pods: list[Body], wanted: int) -> Fact:
     running = sum("running" in _trainer(pod).get("state", {}) for pod in pods)
     if any(_terminated(pod) or not pod_is_live(pod) for pod in pods):
@@ -237,7 +245,7 @@ def _parse_failure(message: str, stage: str, code: int) -> Result | None:
     """The Result of a container that failed; None when it speaks of another stage, of another end than its exit code,
     or in words that only the operator may use."""
     result = _parse(message)
-    if result is None or result.stage != stage or result.outcome != OUTCOMES.get(code) or result.reason in STATES:
+    if result is None or result.stage != stage or result.outcome != OUTCOMES.get(code) or result.reason in RESERVED:
         return None
     return result
 
@@ -246,34 +254,55 @@ def _failed(job: Body, verdict: Body, pods: list[Body]) -> Ended:
     name = job["metadata"]["name"]
     if verdict.get("reason") == "DeadlineExceeded":
         return Ended(note("DeadlineExceeded", job=name), final=True)
-    ended = [pod for pod in pods if _terminated(pod).get("exitCode", 0) != 0]
-    if ended:
-        # The one that ended first is the cause; the others were stopped because of it.
-        return _read_failure(min(ended, key=lambda pod: str(_terminated(pod).get("finishedAt", ""))), job)
-    disrupted = next((pod for pod in pods if _disruption(pod)), None)
-    if disrupted:
-        return _disrupted(disrupted["metadata"]["name"], _disruption(disrupted))
+    bad = [pod for pod in pods if _exit_code(pod) or (_exit_code(pod) is None and _disruption(pod))]
+    if bad:
+        return _read_failure(min(bad, key=_precedence), job)
     return _without_pod(name, str(verdict.get("message", "")))
+
+
+def _precedence(pod: Body) -> tuple[int, str]:
+    """The Pod whose end explains the others' comes first. The kind of end decides: a rank that loses its peer fails too,
+    and nodes have clocks of their own. Time decides among equals only."""
+    code, terminated = _exit_code(pod), _terminated(pod)
+    kinds = (
+        code in FINAL_CODES,
+        bool(_disruption(pod)),
+        terminated.get("reason") == OOM_KILLED,
+        code != ExitCode.STOPPED,
+        True,
+    )
+    return kinds.index(True), str(terminated.get("finishedAt", ""))
+
+
+def _exit_code(pod: Body) -> int | None:
+    """None while the trainer has not ended, or where nobody saw its end."""
+    code = _terminated(pod).get("exitCode")
+    return int(code) if code is not None else None
 
 
 def _read_failure(pod: Body, job: Body) -> Ended:
     terminated, name = _terminated(pod), str(pod["metadata"]["name"])
-    code, message = int(terminated["exitCode"]), str(terminated.get("message", ""))
+    code, message = _exit_code(pod), str(terminated.get("message", ""))
+    if code is None:
+        return _disrupted(name, _disruption(pod))
     stage = job["metadata"]["labels"][names.STAGE_LABEL]
     result = _parse_failure(message, stage, code)
-    facts: dict[str, Any] = {"container": names.TRAINER_CONTAINER, "exit_code": code}
+    facts: dict[str, Any] = {
+        "container": names.TRAINER_CONTAINER,
+        "exit_code": code,
+        "last_words": _last_words(result, message),
+    }
     if code in FINAL_CODES:
         why = _in_its_words(result) if result else _nameless(FINAL_CODES[ExitCode(code)], name, code)
-        return Ended(why, final=True, last_words=_last_words(result, message), **facts)
+        return Ended(why, final=True, **facts)
     if _disruption(pod):
-        return _disrupted(name, _disruption(pod))
+        return _disrupted(name, _disruption(pod), **facts)
     if code == ExitCode.STOPPED:
         return _stopped(result, facts)
-    if terminated.get("reason") == "OOMKilled":
+    if terminated.get("reason") == OOM_KILLED:
         cure = MORE_MEMORY if stage in CPU_STAGES else SMALLER_BATCHES
         return Ended(note("OutOfMemory", container=names.TRAINER_CONTAINER, cure=cure), **facts)
-    why = _in_its_words(result) if result else _nameless("ContainerFailed", name, code)
-    return Ended(why, last_words=_last_words(result, message), **facts)
+    return Ended(_in_its_words(result) if result else _nameless("ContainerFailed", name, code), **facts)
 
 
 def _stopped(result: Result | None, facts: dict[str, Any]) -> Ended:
@@ -302,8 +331,8 @@ def _disruption(pod: Body) -> str:
     return ""
 
 
-def _disrupted(pod: str, detail: str) -> Ended:
-    return Ended(note("Disrupted", pod=pod, detail=detail), counted=False)
+def _disrupted(pod: str, detail: str, **facts: Any) -> Ended:
+    return Ended(note("Disrupted", pod=pod, detail=detail), counted=False, **facts)
 
 
 def _without_pod(job: str, message: str) -> Ended:

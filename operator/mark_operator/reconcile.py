@@ -13,15 +13,15 @@ from mark_crds.run import RunStatus
 
 from mark_operator import clock, planning
 from mark_operator.cluster import FROM_THE_PAST, ApiError, Cluster
-from mark_operator.decision import Decision, Event, ModelWrite
+from mark_operator.decision import Decision, Deletion, Event, ModelWrite
 from mark_operator.findings import Questions
 from mark_operator.health import Health
-from mark_operator.job_facts import belongs, ended_at
+from mark_operator.job_facts import belongs, ended_at, is_finished
 from mark_operator.messages import Note, note
 from mark_operator.registry.decide import keep_current
 from mark_operator.run import decide as rules
 from mark_operator.run.plan import Rendering
-from mark_operator.run.usage import ended_attempts
+from mark_operator.run.usage import ended_attempts, gpu_seconds
 from mark_operator.run.view import View, is_terminal, status_of
 from mark_operator.run.waiting import unusable
 from mark_operator.seen import Body, Findings, RunKey, Seen, owned_by
@@ -195,6 +195,7 @@ class Reconciler:
                 seen = changed = replace(seen, plan_object=child)
         for deletion in decision.delete:
             await self._cluster.delete(deletion.kind, seen.key.namespace, deletion.name, deletion.uid)
+            self._count_deleted(view, deletion)
             log.info("deleted %s %s", deletion.kind, deletion.name, extra={"run": str(seen.key)})
         for suspension in decision.suspend:
             await self._cluster.set_suspend(seen.key.namespace, suspension.job, suspension.suspend)
@@ -250,7 +251,14 @@ class Reconciler:
         old, kind = view.status, view.seen.key.kind
         self._health.moved(kind, old.state, new.state)
         for usage in ended_attempts(old, new, view.seen.own_jobs, view.now):
-            self._health.attempt_ended(kind, usage.stage, usage.outcome, usage.gpu_seconds)
+            self._health.attempt_ended(kind, usage.stage, usage.outcome)
+            self._health.held_gpus(kind, usage.stage, usage.gpu_seconds)
+
+    def _count_deleted(self, view: View, deletion: Deletion) -> None:
+        job = view.seen.own_jobs.get(deletion.name)
+        if job is not None and not is_finished(job):
+            stage = job["metadata"]["labels"][names.STAGE_LABEL]
+            self._health.held_gpus(view.seen.key.kind, stage, gpu_seconds(job, view.now))
 
     async def _tell(self, view: View, event: Event) -> None:
         """An Event for people. Losing one loses no fact, so a failure is only logged."""

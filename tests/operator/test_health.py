@@ -69,7 +69,8 @@ def test_every_series_is_documented_and_every_documented_one_is_there() -> None:
     subject = Health(relist_seconds=60)
     subject.moved("TrainingRun", None, "Running")
     subject.answered("GET", "jobs", 200)
-    subject.attempt_ended("TrainingRun", "lora", "Succeeded", 12.5)
+    subject.attempt_ended("TrainingRun", "lora", "Succeeded")
+    subject.held_gpus("TrainingRun", "lora", 12.5)
     text = ask(subject, "/metrics")[1]
     told = dict(re.findall(r"^# TYPE (\S+) (\w+)$", text, re.MULTILINE))
     told = {name: kind for name, kind in told.items() if not name.endswith("_created")}
@@ -123,9 +124,9 @@ def job(start: float | None = 0, end: float | None = None, verdict: str = "Compl
 
 @pytest.mark.parametrize(
     ("body", "seconds"),
-    [(job(0, 100), 800), (job(50, 100, "Failed"), 400), (job(40), 480), (job(None), 0), (None, 0), (job(200, 100), 0)],
+    [(job(0, 100), 800), (job(50, 100, "Failed"), 400), (job(40), 480), (job(None), 0), (job(200, 100), 0)],
 )
-def test_gpu_seconds_are_those_of_all_pods(body: Body | None, seconds: float) -> None:
+def test_gpu_seconds_are_those_of_all_pods(body: Body, seconds: float) -> None:
     assert gpu_seconds(body, NOON + timedelta(seconds=100)) == seconds
 
 
@@ -153,3 +154,8 @@ def stage(state: Any, attempt: int = 1, counted: int = 0) -> RunStatus:
 def test_an_attempt_is_counted_once_when_it_ends(old: RunStatus, new: RunStatus, outcome: Any) -> None:
     ended = ended_attempts(old, new, {LORA["metadata"]["name"]: job(0, 10)}, NOON)
     assert ended == (() if outcome is None else (Usage("lora", outcome, 80),))
+
+
+def test_what_a_deleted_job_held_is_told_of_its_deletion_alone() -> None:
+    ended = ended_attempts(stage("Running"), stage("Cancelled"), {LORA["metadata"]["name"]: job(0)}, NOON)
+    assert ended == (Usage("lora", "Cancelled", 0),)

@@ -11,6 +11,7 @@ PREFLIGHT, DATA_PREP, LORA = (
     bind(template, kind=KEY.kind, uid=UID, attempt=1) for template in rendering_of(training()).jobs
 )
 UNSCHEDULABLE = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no GPU left"}
+LOST = {"waiting": {"reason": "ContainerStatusUnknown"}}
 DISRUPTED = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
 
 
@@ -111,6 +112,7 @@ CASES: dict[str, tuple[Body, tuple[Body, ...], tuple[str, bool, bool]]] = {
     "killed by a signal": (terminated(143), (), ("ContainerFailed", False, True)),
     "out of memory": (terminated(137, reason="OOMKilled"), (), ("OutOfMemory", False, True)),
     "disrupted": (terminated(143), (DISRUPTED,), ("Disrupted", False, False)),
+    "lost with its node": (LOST, (DISRUPTED,), ("Disrupted", False, False)),
     "disrupted, but a mistake first": (terminated(64, MISTAKE), (DISRUPTED,), ("NoModel", True, True)),
 }  # fmt: skip
 
@@ -130,6 +132,44 @@ def test_the_container_that_ended_first_is_the_cause() -> None:
     )
     fact = read(job_with(LORA, "Failed"), *pods)
     assert isinstance(fact, Ended) and fact.why.reason == "Empty" and fact.final
+
+
+RANKS_THAT_FAIL: dict[str, tuple[tuple[Body, bool], tuple[Body, bool], tuple[str, bool]]] = {
+    "a node is lost, its peer fails": ((LOST, True), (terminated(70, at=3), False), ("Disrupted", False)),
+    "a rank is evicted, its peer fails first": ((terminated(137, at=9), True), (terminated(1, at=3), False), ("Disrupted", False)),
+    "bad data by a clock ahead": ((terminated(65, at=9), False), (terminated(75, at=3), False), ("BadData", True)),
+    "trouble and stopped in one second": ((terminated(75), False), (terminated(70), False), ("ContainerFailed", True)),
+    "no memory, its peer fails first": ((terminated(137, reason="OOMKilled", at=9), False), (terminated(1, at=3), False), ("OutOfMemory", True)),
+    "two that fail": ((terminated(70, at=9), False), (terminated(71, at=3), False), ("ContainerFailed", True)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RANKS_THAT_FAIL)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_kind_of_an_end_tells_which_rank_is_the_cause(case: str, swapped: bool) -> None:
+    *ranks, expected = RANKS_THAT_FAIL[case]
+    pods = [
+        pod_with(LORA, state, "Failed", index=index, conditions=(DISRUPTED,) if disrupted else ())
+        for index, (state, disrupted) in enumerate(ranks)
+    ]
+    fact = read(job_with(LORA, "Failed"), *(reversed(pods) if swapped else pods))
+    assert isinstance(fact, Ended) and (fact.why.reason, fact.counted) == expected
+    if case == "two that fail":
+        assert fact.exit_code == 71
+
+
+@pytest.mark.parametrize("reason", ["HeldByOtherRun", "PlanTampered", "Queued", "NoResult"])
+def test_a_trainer_cannot_speak_for_the_operator(reason: str) -> None:
+    said = a_result("lora", outcome="MachineTrouble", reason=reason)
+    fact = read(job_with(LORA, "Failed"), pod_with(LORA, terminated(70, said), "Failed"))
+    assert isinstance(fact, Ended) and fact.why.reason == "ContainerFailed"
+
+
+@pytest.mark.parametrize("measure", [{"name": "a\x1b[2J", "value": "1"}, {"name": "a", "value": "\x1b[31m1"}])
+def test_a_measure_cannot_steer_a_terminal(measure: Body) -> None:
+    said = a_result("lora", measures=[measure])
+    fact = read(job_with(LORA, "Complete"), pod_with(LORA, terminated(0, said), "Succeeded"))
+    assert isinstance(fact, Ended) and fact.why.reason == "NoResult"
 
 
 @pytest.mark.parametrize(

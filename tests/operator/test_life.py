@@ -209,14 +209,47 @@ def test_with_a_queue_a_held_job_gives_way_to_a_new_attempt() -> None:
         world.look()
     assert world.status.state == "Queued"
     world.run["spec"]["suspend"] = True
-    world.look()
-    world.look()
+    reasons = []
+    for _ in range(4):
+        world.look()
+        reasons.append(next(item.reason for item in world.status.conditions if item.type == "Progressing"))
     assert world.status.state == "Suspended" and world.jobs == {}
+    assert set(reasons) == {"Suspended"}, "nothing failed"
     world.run["spec"]["suspend"] = False
-    world.now += 60
     world.look()
     assert world.created == ["contracts-t-preflight-1", "contracts-t-preflight-2"]
     assert world.status.stages[0].counted_failures == 0
+
+
+@pytest.mark.parametrize("writes", [0, 1])
+def test_a_job_that_left_its_queue_for_a_person_costs_no_attempt_whenever_the_operator_dies(writes: int) -> None:
+    world = confirmed(queueName="research", maxAttempts=1)
+    for _ in range(4):
+        world.look()
+    world.run["spec"]["suspend"] = True
+    world.look()
+    world.look(writes)
+    world.run["spec"]["suspend"] = False
+    for _ in range(4):
+        world.look()
+    assert world.status.state == "Queued"
+    assert world.created == [f"contracts-t-preflight-{number + 1}" for number in range(writes + 1)]
+    assert world.status.stages[0].counted_failures == 0
+
+
+def test_a_job_that_an_old_leader_made_too_late_goes() -> None:
+    world = confirmed()
+    for _ in range(4):
+        world.look()
+    first = world.jobs["contracts-t-preflight-1"]
+    world.end("trouble")
+    world.look()
+    world.now += 60
+    world.jobs["contracts-t-preflight-1"] = {**first, "metadata": {**first["metadata"], "uid": "late"}}
+    world.look()
+    assert world.jobs == {}
+    world.look()
+    assert list(world.jobs) == ["contracts-t-preflight-2"]
 
 
 def test_what_another_controller_suspends_is_left_alone() -> None:
@@ -267,6 +300,21 @@ def test_a_lost_plan_is_made_again_only_if_it_is_the_same() -> None:
     assert world.status.state == "Failed" and world.status.conditions[2].reason == "PlanLost"
 
 
+def test_a_run_that_fails_by_its_plan_leaves_no_stage_open_and_no_job() -> None:
+    world = confirmed()
+    for _ in range(4):
+        world.look()
+    (name,) = world.jobs
+    world.pods[name] = pod_with(world.jobs[name], {"running": {}})
+    world.look()
+    assert [entry.state for entry in world.status.stages] == ["Running"] and world.plan is not None
+    world.plan = {**world.plan, "data": {**world.plan["data"], "jobs.json": "[]"}}
+    world.look()
+    assert world.status.state == "Failed" and world.status.conditions[2].reason == "PlanTampered"
+    assert [entry.state for entry in world.status.stages] == ["Cancelled"] and world.status.stages[0].finished_at
+    assert world.jobs == {}
+
+
 def test_pauses_grow_and_come_from_the_status_alone() -> None:
     world = confirmed(maxAttempts=5)
     pauses = []
@@ -294,6 +342,8 @@ def test_stops_are_not_counted_but_not_endless() -> None:
 def test_after_the_end_children_go_when_their_time_is_over() -> None:
     world = confirmed(ttlSecondsAfterFinished=100)
     finished = world.live_on()
+    again_in = world.look().again_in
+    assert again_in is not None and 0 < again_in <= 100, "nothing else would bring the operator back"
     at = clock.seconds_since(str(finished.finished_at), NOON)
     world.now = -at + 99
     world.look()
@@ -392,6 +442,39 @@ def test_a_trainer_that_falls_silent_is_reported() -> None:
     conditions = {item.type: item for item in world.status.conditions}
     assert (conditions["Progressing"].status, conditions["Progressing"].reason) == ("False", "NoProgress")
     assert conditions["Ready"].status == "True" and world.status.state == "Running"
+
+
+def test_a_trainer_that_was_held_or_waited_for_long_has_not_fallen_silent() -> None:
+    world = confirmed()
+    for _ in range(4):
+        world.look()
+    (name,) = world.jobs
+    told = clock.text_of(NOON + timedelta(seconds=world.now))
+    world.run["status"]["progress"] = {"stage": "preflight", "percent": 5, "updated": told}
+    world.now += 30_000
+    began = clock.text_of(NOON + timedelta(seconds=world.now))
+    world.pods[name] = pod_with(world.jobs[name], {"running": {"startedAt": began}})
+    assert progressing(world) == "Running"
+    world.now += 1900
+    assert progressing(world) == "NoProgress"
+
+
+def test_a_trainer_that_hangs_before_its_first_word_has_fallen_silent() -> None:
+    world = confirmed()
+    for _ in range(4):
+        world.look()
+    (name,) = world.jobs
+    began = clock.text_of(NOON + timedelta(seconds=world.now))
+    world.pods[name] = pod_with(world.jobs[name], {"running": {"startedAt": began}})
+    world.now += 1900
+    assert progressing(world) == "Running", "an image that never tells its progress may work for long"
+    world.run["status"]["progress"] = {"stage": "ingest", "percent": 100, "updated": began}
+    assert progressing(world) == "NoProgress"
+
+
+def progressing(world: World) -> str:
+    world.look()
+    return next(item.reason for item in world.status.conditions if item.type == "Progressing")
 
 
 def pending(world: World, **changes: Any) -> str:

@@ -1,5 +1,7 @@
 """The rules for a run, in reading order; the first that answers wins."""
 
+from dataclasses import replace
+
 from mark_crds import names
 from mark_crds.run import RunResult, RunStatus, StageStatus
 
@@ -89,7 +91,7 @@ def _go_on(view: View, rendering: Rendering | Note | None) -> Decision:
     name = names.plan_name(view.seen.key.kind, view.seen.key.name)
     stored, confirmation = view.seen.stored_plan, view.status.confirmation
     if confirmation is None:
-        return view.fail(note("PlanLost", name=name))
+        return _stop(view, note("PlanLost", name=name))
     if view.seen.foreign_plan:
         status = view.stand("Starting", note("NameTaken", taken=f"ConfigMap {name}"))
         return Decision(status=status, again_in=view.settings.timings.first_retry_seconds)
@@ -115,8 +117,7 @@ def _all_done(stages: tuple[StageStatus, ...], jobs: tuple[Body, ...]) -> bool:
 
 
 def _stop(view: View, why: Note) -> Decision:
-    failed = view.fail(why)
-    return Decision(status=failed.status, delete=delete_working(view))
+    return replace(view.fail(why), delete=delete_working(view))
 
 
 def _plan_object(view: View, rendering: Rendering, name: str) -> Body:

@@ -22,5 +22,4 @@ def finish(view: View, state: State, why: Note, *, result: RunResult, stages: tu
         write = enter_version(view, job_input, result)
     if write is not None:
         result = result.model_copy(update={"model": write.name})
-    status = view.stand(state, why, stages=stages, result=result, finished_at=view.now_text)
-    return Decision(status=status, model=write)
+    return Decision(status=view.end(state, why, stages=stages, result=result), model=write, again_in=0)

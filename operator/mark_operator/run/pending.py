@@ -24,10 +24,19 @@ class Limit:
 def pending_limit(view: View, job: Body, wait: Waiting) -> Limit | None:
     """The limit on Pods that do not all run. It counts from the Job's start, which an admission or a resumption moves;
     all of it stands in the cluster, so a restarted operator counts on."""
-    seconds, since = view.spec.get("pendingDeadlineSeconds", 0), job.get("status", {}).get("startTime")
+    seconds, since = view.spec.get("pendingDeadlineSeconds", 0), _begun(job)
     if not seconds or since is None:
         return None
     return Limit(seconds - clock.seconds_since(since, view.now), _why(job, wait, seconds))
+
+
+def _begun(job: Body) -> str | None:
+    """When the Job's Pods were first wanted. A Job that its controller never looked at has no start, and one that was
+    just let go has none yet."""
+    status = job.get("status", {})
+    if status.get("conditions") or names.QUEUE_LABEL in job["metadata"]["labels"]:
+        return status.get("startTime")
+    return status.get("startTime") or job["metadata"].get("creationTimestamp")
 
 
 def _why(job: Body, wait: Waiting, seconds: int) -> Note:

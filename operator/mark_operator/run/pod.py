@@ -58,6 +58,8 @@ def _container(means: Means, stage: str) -> Body:
         ],
         "env": _environment(means, stage),
         "resources": {"requests": resources, "limits": resources},
+        # A trainer that crashes before it can leave a Result leaves the end of its log as its last words.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,

@@ -1,6 +1,6 @@
 """A started run: its stages one after another, each in attempts, until the end."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +10,7 @@ from mark_crds.run import Failure, RunResult, RunStatus, StageStatus, State
 
 from mark_operator import clock
 from mark_operator.conditions import Truth
-from mark_operator.decision import Decision, Suspension
+from mark_operator.decision import Decision, Deletion, Suspension
 from mark_operator.job_facts import (
     Done,
     Ended,
@@ -19,9 +19,11 @@ from mark_operator.job_facts import (
     Running,
     Stopping,
     Waiting,
+    is_finished,
     lacking,
     pod_is_live,
     read_job,
+    runs_since,
 )
 from mark_operator.messages import Note, note
 from mark_operator.run.finish import finish
@@ -40,6 +42,8 @@ YOUNG_SECONDS = 10
 FIRST_LOOK_SECONDS = 5
 LONG_AGO = "1970-01-01T00:00:00Z"
 EVALUATION = ("eval",)
+# Why an attempt ended whose Job left its queue when a person suspended the run.
+GAVE_WAY = "Suspended"
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,9 @@ class Attempt:
 def decide_stage(view: View, template: Body) -> Decision:
     """The next step of the stage that is not done yet."""
     attempt = _attempt(view, template)
+    late = _late(view, attempt)
+    if late:
+        return Decision(delete=late, again_in=1)
     job = view.seen.own_jobs.get(attempt.job)
     if job is None:
         return _without_job(view, attempt)
@@ -96,6 +103,16 @@ def _attempt(view: View, template: Body) -> Attempt:
     return Attempt(template, stage, number, entry, names.job_name(key.kind, key.name, stage, number))
 
 
+def _late(view: View, attempt: Attempt) -> tuple[Deletion, ...]:
+    """Jobs of earlier attempts that came into being after these were over, by the call of a leader of then."""
+    earlier = {
+        names.job_name(view.seen.key.kind, view.seen.key.name, attempt.stage, number)
+        for number in range(1, attempt.number)
+    }
+    jobs = view.seen.own_jobs
+    return deletions([jobs[name] for name in sorted(earlier & jobs.keys()) if not is_finished(jobs[name])])
+
+
 def _without_job(view: View, attempt: Attempt) -> Decision:
     """No Job under the attempt's name: it vanished, must wait, or is created now."""
     entry, timings = attempt.entry, view.settings.timings
@@ -118,7 +135,8 @@ def _vanished(view: View, attempt: Attempt, entry: StageStatus) -> Ended:
     """Why the Job of an open attempt is gone: we took it away ourselves, and said why before, or somebody else did."""
     noted = entry.failure
     if noted is not None:
-        return Ended(Note(noted.reason, noted.message), final=noted.reason == LEFT_QUEUE)
+        why = Note(noted.reason, noted.message)
+        return Ended(why, final=noted.reason == LEFT_QUEUE, counted=noted.reason != GAVE_WAY)
     return Ended(note("JobVanished", job=attempt.job), counted=not view.suspended)
 
 
@@ -159,11 +177,15 @@ def _suspension(view: View, attempt: Attempt, job: Body) -> Decision | None:
 
 
 def _give_way(view: View, attempt: Attempt, job: Body) -> Decision | None:
+    """The reason is written before the Job is deleted, so that an operator that dies in between knows it still."""
     if not view.suspended or "deletionTimestamp" in job["metadata"]:
         return None
-    why = note("Suspended", stage=attempt.stage)
-    ended = _end_attempt(view, attempt, Ended(why, counted=False))
-    return replace(ended, delete=deletions([job]))
+    if attempt.noted is not None and attempt.noted.failure is not None:
+        return Decision(delete=deletions([job]), again_in=1)
+    why = note(GAVE_WAY, stage=attempt.stage)
+    failure = Failure(reason=why.reason, message=why.message)
+    status = _under_way(view, attempt, "Suspended", why, admitted="False", failure=failure)
+    return Decision(status=status, again_in=0)
 
 
 def _with_job(view: View, attempt: Attempt, fact: Fact, job: Body) -> Decision:
@@ -178,7 +200,8 @@ def _with_job(view: View, attempt: Attempt, fact: Fact, job: Body) -> Decision:
         case Ended():
             return _end_attempt(view, attempt, fact)
         case Running():
-            status = _under_way(view, attempt, "Running", _silence(view, attempt, job) or note("Running", **facts))
+            silence = _silence(view, attempt, runs_since(job, view.seen.pods))
+            status = _under_way(view, attempt, "Running", silence or note("Running", **facts))
         case Stopping(by_itself=True):
             # The Job says within seconds how it ended; that is worth telling, this is not.
             return Decision(again_in=view.settings.timings.active_seconds)
@@ -220,13 +243,15 @@ def _queued(view: View, attempt: Attempt) -> Note:
     return note("Queued", stage=attempt.stage, job=attempt.job, queue=attempt.queue)
 
 
-def _silence(view: View, attempt: Attempt, job: Body) -> Note | None:
-    """That a trainer which used to tell its progress has fallen silent; None for one that speaks, or never did."""
+def _silence(view: View, attempt: Attempt, runs_since: str) -> Note | None:
+    """That the trainer has fallen silent; None for one that speaks, or that never told its progress in this run. What
+    it said before its Pods began says nothing of them: they may have waited or been held for long."""
     progress, limit = view.status.progress, view.settings.timings.no_progress_seconds
-    if progress is None or progress.stage != attempt.stage:
+    if progress is None:
         return None
-    last = max(progress.updated, job["metadata"].get("creationTimestamp", ""))
-    silent = int(clock.seconds_since(last, view.now))
+    said = progress.updated if progress.stage == attempt.stage else ""
+    last = max(said, runs_since)
+    silent = int(clock.seconds_since(last, view.now)) if last else 0
     return note("NoProgress", stage=attempt.stage, job=attempt.job, minutes=silent // 60) if silent > limit else None
 
 
@@ -304,6 +329,8 @@ def _end_attempt(view: View, attempt: Attempt, ended: Ended) -> Decision:
     if attempt.number >= LAST_ATTEMPT:
         why = note("TooManyAttempts", stage=attempt.stage, attempts=attempt.number, problem=ended.why.message)
         return view.fail(why, stages=stages, stage=attempt.stage, more=more)
+    if ended.why.reason == GAVE_WAY:
+        return _gave_way(view, attempt, stages)
     pause = _pause(view, entry)
     if _held(entry):
         status = view.stand("Queued", ended.why, stages=stages, stage=attempt.stage, more=more)
@@ -316,9 +343,21 @@ def _end_attempt(view: View, attempt: Attempt, ended: Ended) -> Decision:
     return Decision(status=status, again_in=pause)
 
 
+def _gave_way(view: View, attempt: Attempt, stages: tuple[StageStatus, ...]) -> Decision:
+    """A run that left its queue because a person suspended it: nothing failed."""
+    if view.suspended:
+        why = note(GAVE_WAY, stage=attempt.stage)
+        return Decision(status=view.stand("Suspended", why, stages=stages, stage=attempt.stage), again_in=0)
+    detail = "the run was suspended and goes on"
+    why = note("Starting", stage=attempt.stage, attempt=attempt.number + 1, detail=detail)
+    return Decision(status=view.stand("Starting", why, stages=stages, stage=attempt.stage), again_in=0)
+
+
 def _pause(view: View, entry: StageStatus) -> float:
     """Seconds before the next attempt; they double with each failure that counted."""
     timings = view.settings.timings
+    if entry.failure is not None and entry.failure.reason == GAVE_WAY:
+        return 0.0
     if _held(entry):
         return timings.longest_retry_seconds
     doubled: int = timings.first_retry_seconds * 2 ** max(0, entry.counted_failures - 1)

@@ -12,13 +12,7 @@ def cancel(view: View) -> Decision:
     working = [job for job in view.seen.own_jobs.values() if not is_finished(job)]
     live = [pod for pod in view.seen.pods if of_run(pod, view.seen.uid) and pod_is_live(pod)]
     if not working and not live:
-        entries = tuple(
-            entry.model_copy(update={"state": "Cancelled", "finished_at": view.now_text})
-            if entry.state in ("Pending", "Running")
-            else entry
-            for entry in view.status.stages
-        )
-        return Decision(status=view.stand("Cancelled", note("Cancelled"), stages=entries, finished_at=view.now_text))
+        return Decision(status=view.end("Cancelled", note("Cancelled")), again_in=0)
     status = view.stand("Running", note("Cancelling"))
     return Decision(status=status, delete=deletions(working), again_in=view.settings.timings.first_retry_seconds)
 

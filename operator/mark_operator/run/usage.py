@@ -7,6 +7,7 @@ from typing import Literal
 from mark_crds.run import RunStatus, StageStatus
 
 from mark_operator import clock
+from mark_operator.job_facts import ended_at, is_finished
 from mark_operator.seen import Body
 
 Outcome = Literal["Succeeded", "Failed", "Interrupted", "Cancelled"]
@@ -24,29 +25,29 @@ class Usage:
 
 
 def ended_attempts(old: RunStatus, new: RunStatus, jobs: dict[str, Body], now: datetime) -> tuple[Usage, ...]:
-    """The attempts that end with this change of the status. `Interrupted` are those that count against nothing."""
+    """The attempts that end with this change of the status. `Interrupted` are those that count against nothing. What a
+    Job held that was deleted while it worked is told of its deletion, since it is gone by now."""
     before = {entry.stage: entry for entry in old.stages}
     return tuple(
-        Usage(entry.stage, _outcome(before.get(entry.stage), entry), gpu_seconds(jobs.get(entry.job), now))
+        Usage(entry.stage, _outcome(before.get(entry.stage), entry), _used(jobs.get(entry.job), now))
         for entry in new.stages
         if entry.state in ENDS and _differs(before.get(entry.stage), entry)
     )
 
 
-def gpu_seconds(job: Body | None, now: datetime) -> float:
-    """GPUs of all Pods times the seconds since the Job's newest start; 0 for a Job that never started, or is gone."""
-    since = (job or {}).get("status", {}).get("startTime")
-    if job is None or since is None:
+def _used(job: Body | None, now: datetime) -> float:
+    return gpu_seconds(job, now) if job is not None and is_finished(job) else 0.0
+
+
+def gpu_seconds(job: Body, now: datetime) -> float:
+    """GPUs of all Pods times the seconds since the Job's newest start; 0 for a Job that never started."""
+    since = job.get("status", {}).get("startTime")
+    if since is None:
         return 0.0
     limits = job["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
     gpus = sum(int(number) for name, number in limits.items() if name not in NO_GPU)
-    return gpus * int(job["spec"]["parallelism"]) * max(0.0, clock.seconds_since(since, _end(job, now)))
-
-
-def _end(job: Body, now: datetime) -> datetime:
-    verdicts = (item for item in job["status"].get("conditions", ()) if item["type"] in ("Complete", "Failed"))
-    moment = next((item["lastTransitionTime"] for item in verdicts if "lastTransitionTime" in item), None)
-    return clock.parse(moment) if moment else now
+    end = clock.parse(ended_at(job)) if ended_at(job) else now
+    return gpus * int(job["spec"]["parallelism"]) * max(0.0, clock.seconds_since(since, end))
 
 
 def _differs(old: StageStatus | None, new: StageStatus) -> bool:

@@ -16,6 +16,10 @@ from mark_operator.seen import Body, Seen
 from mark_operator.settings import Settings
 
 
+# States of a stage whose newest attempt has not ended.
+OPEN = ("Pending", "Running")
+
+
 @dataclass(frozen=True)
 class View:
     """What was seen, the settings, and the time of this look."""
@@ -68,9 +72,18 @@ class View:
         update = {"conditions": merged, "state": state, "observed_generation": self.seen.generation, **changes}
         return self.status.model_copy(update=update)
 
+    def end(self, state: State, why: Note, *, stages: tuple[StageStatus, ...] | None = None, **changes: Any) -> RunStatus:
+        """The status of a run that ends now, and with it every stage that is still open."""
+        closed = {"state": "Cancelled", "finished_at": self.now_text}
+        entries = tuple(
+            entry.model_copy(update=closed) if entry.state in OPEN else entry
+            for entry in (self.status.stages if stages is None else stages)
+        )
+        return self.stand(state, why, stages=entries, finished_at=self.now_text, **changes)
+
     def fail(self, why: Note, **changes: Any) -> Decision:
-        """The end, with a reason."""
-        return Decision(status=self.stand("Failed", why, finished_at=self.now_text, **changes))
+        """The end, with a reason. What follows an end is looked at at once."""
+        return Decision(status=self.end("Failed", why, **changes), again_in=0)
 
 
 def status_of(run: Body) -> RunStatus:
