@@ -261,8 +261,8 @@ def _failed(job: Body, verdict: Body, pods: list[Body]) -> Ended:
 
 
 def _precedence(pod: Body) -> tuple[int, str]:
-    """The Pod whose end explains the others' comes first. The kind of end decides: a rank that loses its peer fails too,
-    and nodes have clocks of their own. Time decides among equals only."""
+    """The Pod whose end explains the others' comes first. The kind of end decides: a rank that loses its peer fails
+    too, and nodes have clocks of their own. Time decides among equals only."""
     code, terminated = _exit_code(pod), _terminated(pod)
     kinds = (
         code in FINAL_CODES,

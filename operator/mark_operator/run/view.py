@@ -15,7 +15,6 @@ from mark_operator.messages import Note
 from mark_operator.seen import Body, Seen
 from mark_operator.settings import Settings
 
-
 # States of a stage whose newest attempt has not ended.
 OPEN = ("Pending", "Running")
 
@@ -72,7 +71,9 @@ class View:
         update = {"conditions": merged, "state": state, "observed_generation": self.seen.generation, **changes}
         return self.status.model_copy(update=update)
 
-    def end(self, state: State, why: Note, *, stages: tuple[StageStatus, ...] | None = None, **changes: Any) -> RunStatus:
+    def end(
+        self, state: State, why: Note, *, stages: tuple[StageStatus, ...] | None = None, **changes: Any
+    ) -> RunStatus:
         """The status of a run that ends now, and with it every stage that is still open."""
         closed = {"state": "Cancelled", "finished_at": self.now_text}
         entries = tuple(
