@@ -33,10 +33,10 @@ def pending_limit(view: View, job: Body, wait: Waiting) -> Limit | None:
 def _begun(job: Body) -> str | None:
     """When the Job's Pods were first wanted. A Job that its controller never looked at has no start, and one that was
     just let go has none yet."""
-    status = job.get("status", {})
-    if status.get("conditions") or names.QUEUE_LABEL in job["metadata"]["labels"]:
-        return status.get("startTime")
-    return status.get("startTime") or job["metadata"].get("creationTimestamp")
+    status, metadata = job.get("status", {}), job["metadata"]
+    was_held = status.get("conditions") or names.QUEUE_LABEL in metadata["labels"]
+    begun: str | None = status.get("startTime") or (None if was_held else metadata.get("creationTimestamp"))
+    return begun
 
 
 def _why(job: Body, wait: Waiting, seconds: int) -> Note:
