@@ -24,7 +24,7 @@ from mark_operator.run.plan import Rendering
 from mark_operator.run.usage import ended_attempts
 from mark_operator.run.view import View, is_terminal, status_of
 from mark_operator.run.waiting import unusable
-from mark_operator.seen import Body, Findings, RunKey, Seen, owned_by
+from mark_operator.seen import TOLD_BY_TRAINERS, Body, Findings, RunKey, Seen, owned_by
 from mark_operator.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -37,8 +37,6 @@ PAST_SECONDS = 2
 # For so long after a Job's end, a list without its Pods is one from the past; then they are gone indeed.
 PODS_LISTED_SECONDS = 15
 
-# Fields of the status that the progress server writes.
-TOLD_BY_TRAINERS = ("progress", "lastCheckpoint")
 # More than a run ever takes at once; a rule that never comes to rest is slowed down to one round through the queue.
 LONGEST_PASS = 8
 
