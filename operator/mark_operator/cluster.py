@@ -172,10 +172,12 @@ class Cluster:
         known = self._past.newest(kind)
         while True:
             page = await self._call("GET", resource.path(namespace), query)
+            if not isinstance(page.get("items"), list):
+                raise _not_kubernetes(f"a list of {kind} without items")
             self._past.check(kind, page, known)
             for item in page["items"]:
                 yield {"apiVersion": resource.api_version, "kind": kind, **item}
-            token = page["metadata"].get("continue")
+            token = page.get("metadata", {}).get("continue")
             if not token:
                 return
             query["continue"] = token
@@ -280,11 +282,22 @@ def _resource_of(path: str) -> str:
 
 
 def _read(status: int, data: bytes) -> Body:
+    text = data[:500].decode(errors="replace")
     try:
-        answer: Any = json.loads(data) if data else {}
+        told: Any = json.loads(data)
     except ValueError:
-        answer = {"message": data[:500].decode(errors="replace")}
+        told = None
+    answer: Body = told if isinstance(told, dict) else {}
+    if status < 400 and not answer:
+        raise _not_kubernetes(text)
     if status < 400:
-        return dict(answer)
+        return answer
+    if answer.get("kind") != "Status":
+        answer = {"message": text}
     causes = tuple(cause.get("reason", "") for cause in (answer.get("details") or {}).get("causes") or ())
     raise ApiError(status, answer.get("reason") or "Unknown", answer.get("message") or "no message", causes)
+
+
+def _not_kubernetes(told: str) -> ApiError:
+    """Something between us and the API server says that all is well, with words that no API server has."""
+    return ApiError(502, "NotKubernetes", f"not an answer of the API server: {told}")
