@@ -1,8 +1,10 @@
 """Posts in Kubeflow Trainer's protocol, the certificates under which they come, and the logs."""
 
+import asyncio
 import json
 import logging
 import ssl
+import tempfile
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +13,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from hypothesis import given
 from hypothesis import strategies as st
-from mark_operator.certificates import LEAF_LASTS, Authority, new_authority, new_leaf
+from mark_operator import certificates
+from mark_operator.certificates import LEAF_LASTS, Authority, ServerContext, new_authority, new_leaf
 from mark_operator.logs import JsonFormatter
 from mark_operator.progress import MalformedPostError, read_post
 from run_builders import NOON
@@ -97,6 +100,30 @@ def test_an_authority_survives_being_stored_and_is_trusted_by_strict_clients() -
     assert Authority.from_pem(made.pem.encode(), key).pem == made.pem
     context = ssl.create_default_context(cadata=made.pem)
     assert context.cert_store_stats()["x509_ca"] == 1
+
+
+def test_a_renewal_that_finds_no_room_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(certificates, "ROTATE_SECONDS", 0.1)
+    monkeypatch.setattr(certificates, "RETRY_SECONDS", 0.1)
+    caplog.set_level(logging.INFO)
+
+    async def until_told(words: str) -> None:
+        while words not in caplog.text:
+            await asyncio.sleep(0.02)
+
+    async def story() -> None:
+        context = ServerContext(new_authority(NOON), "https://mark-operator.mark-system.svc:8443")
+        rotating = asyncio.create_task(context.rotate())
+        with monkeypatch.context() as full:
+            full.setattr(tempfile, "tempdir", "/proc/no-room")
+            await until_told("was not renewed")
+            assert "renewed the certificate" not in caplog.text
+        await until_told("renewed the certificate")
+        rotating.cancel()
+
+    asyncio.run(asyncio.wait_for(story(), 20))
 
 
 def test_a_log_line_is_json_and_names_the_run() -> None:
