@@ -115,8 +115,8 @@ class ServerContext:
         self._renew()
 
     async def rotate(self) -> None:
-        """Renew the leaf from time to time, until cancelled. A full disk is no reason to end the process: the old leaf is
-        good for weeks, and the renewal is tried again every hour."""
+        """Renew the leaf from time to time, until cancelled. A full disk is no reason to end the process: the old leaf
+        is good for weeks, and the renewal is tried again every hour."""
         pause = ROTATE_SECONDS
         while True:
             await asyncio.sleep(pause)

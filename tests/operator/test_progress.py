@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import math
 import ssl
 import tempfile
 from datetime import timedelta
@@ -62,7 +63,7 @@ def test_other_bodies_are_refused(body: Any) -> None:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.text(),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 )
 
@@ -79,6 +80,31 @@ def test_no_post_breaks_the_reader_or_the_schema(percent: Any, metrics: dict[str
 def test_a_loss_that_is_no_number_is_shown_as_such() -> None:
     assert read_post(post(("loss", "nan")), "lora", NOW).loss == "nan"
     assert read_post(post(("loss", "<script>")), "lora", NOW).loss is None
+
+
+@pytest.mark.parametrize("value", ["0.5\r\n", " 1_0 ", "1_0", "", ".", "1e", "\u0661", "0x10", True, [1], {"a": 1}])
+def test_what_only_looks_like_a_number_is_left_out(value: Any) -> None:
+    progress = read_post(post(("loss", value), ("step", value)), "lora", NOW)
+    assert (progress.loss, progress.step) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        *((value, value) for value in ("0.5", "-1.", ".5", "+1E-05", "NaN", "-Infinity", "inf")),
+        *((value, str(value)) for value in (3, 2.5, math.nan)),
+        ("1.234567890123456789012e-05", "1.2345678901234568e-05"),  # not 1.23…, which a cut would leave
+    ],
+)
+def test_numbers_are_shown_as_they_were_written(value: Any, shown: str) -> None:
+    assert read_post(post(("loss", value)), "lora", NOW).loss == shown
+
+
+@pytest.mark.parametrize("name", ["loss", "step", "progressPercentage"])
+def test_a_number_beyond_all_measure_is_refused(name: str) -> None:
+    huge = 10**400
+    with pytest.raises(MalformedPostError):
+        read_post(post(progressPercentage=huge) if name == "progressPercentage" else post((name, huge)), "lora", NOW)
 
 
 @pytest.mark.parametrize("host", ["mark-operator.mark-system.svc", "10.0.0.1"])
