@@ -216,18 +216,25 @@ class Cluster:
 
     async def annotate(self, kind: str, namespace: str, name: str, uid: str, annotations: dict[str, str]) -> None:
         """Set annotations of this very object. Gone, or another one by now, is fine."""
-        body = {"metadata": {"uid": uid, "annotations": annotations}}
         try:
-            path = RESOURCES[kind].path(namespace, name)
-            await self._call("PATCH", path, {"fieldManager": PROGRESS_MANAGER}, body, MERGE)
+            await self._merge(kind, namespace, name, uid, {"metadata": {"annotations": annotations}}, PROGRESS_MANAGER)
         except ApiError as error:
             if not (error.missing or error.reason == "Conflict"):
                 raise
 
-    async def set_suspend(self, namespace: str, job: str, suspend: bool) -> None:
-        """Change `suspend` of a Job and nothing else."""
-        body = {"spec": {"suspend": suspend}}
-        await self._call("PATCH", RESOURCES["Job"].path(namespace, job), {"fieldManager": FIELD_MANAGER}, body, MERGE)
+    async def set_suspend(self, namespace: str, job: str, uid: str, suspend: bool) -> None:
+        """Change `suspend` of this very Job and nothing else."""
+        await self._merge("Job", namespace, job, uid, {"spec": {"suspend": suspend}}, FIELD_MANAGER)
+
+    async def _merge(self, kind: str, namespace: str, name: str, uid: str, change: Body, manager: str) -> None:
+        """Change this very object. The API server calls another uid invalid; here it is the conflict that it is."""
+        body = {**change, "metadata": {**change.get("metadata", {}), "uid": uid}}
+        try:
+            await self._call("PATCH", RESOURCES[kind].path(namespace, name), {"fieldManager": manager}, body, MERGE)
+        except ApiError as error:
+            if error.status == 422 and "metadata.uid:" in error.message:
+                raise ApiError(409, "Conflict", error.message) from error
+            raise
 
     async def replace(self, body: Body) -> Body:
         """The object as replaced; refused when somebody else changed it since it was read."""
