@@ -53,15 +53,17 @@ async def serve(settings: Settings) -> int:
 
 
 async def _work(settings: Settings, stop: Callable[[], object]) -> None:
-    """Serve probes and progress, and watch while this replica leads. Whatever ends, ends all."""
+    """Serve probes and progress, and watch while this replica leads. Whatever ends, ends all: a fresh process is better
+    than one without its clock or its certificates."""
     async with AsyncExitStack() as closing:
+        group = await closing.enter_async_context(asyncio.TaskGroup())
         health = Health(settings.timings.relist_seconds)
         cluster = await Cluster.connect(health.answered)
         closing.push_async_callback(cluster.close)
         probes = await health.serve(settings.health_port)
         closing.push_async_callback(probes.cleanup)
-        closing.callback(asyncio.create_task(health.tick()).cancel)
-        authority = await _serve_progress(cluster, settings, closing)
+        closing.callback(group.create_task(health.tick()).cancel)
+        authority = await _serve_progress(cluster, settings, closing, group)
         identity = f"{os.environ.get('POD_NAME', socket.gethostname())}_{secrets.token_hex(4)}"
         lease = Lease(cluster, lambda: Cluster.connect(health.answered), settings, identity)
         health.watch_lease(lambda: lease.held)
@@ -70,13 +72,15 @@ async def _work(settings: Settings, stop: Callable[[], object]) -> None:
         await lease.lead(lambda: watch(cluster, settings, reconciler, health, stop))
 
 
-async def _serve_progress(cluster: Cluster, settings: Settings, closing: AsyncExitStack) -> str | None:
+async def _serve_progress(
+    cluster: Cluster, settings: Settings, closing: AsyncExitStack, group: asyncio.TaskGroup
+) -> str | None:
     """Start the progress server; the certificate authority that Pods trust, or None when progress is off."""
     if settings.progress_url is None:
         return None
     authority = await load_authority(cluster, settings)
     tls = ServerContext(authority, settings.progress_url)
-    closing.callback(asyncio.create_task(tls.rotate()).cancel)
+    closing.callback(group.create_task(tls.rotate()).cancel)
     server = await ProgressServer(cluster, _now, settings.timings.progress_seconds).serve(settings.progress_port, tls)
     closing.push_async_callback(server.cleanup)
     return authority.pem

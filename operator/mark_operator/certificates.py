@@ -29,6 +29,7 @@ LEAF_LASTS = timedelta(days=30)
 ROTATE_SECONDS = timedelta(days=10).total_seconds()
 CLOCK_SKEW = timedelta(hours=1)
 KEY_ENTRY = "ca.key"
+RETRY_SECONDS = timedelta(hours=1).total_seconds()
 PAUSE_SECONDS = 5.0
 
 
@@ -114,11 +115,19 @@ class ServerContext:
         self._renew()
 
     async def rotate(self) -> None:
-        """Renew the leaf from time to time, until cancelled."""
+        """Renew the leaf from time to time, until cancelled. A full disk is no reason to end the process: the old leaf
+        is good for weeks, and the renewal is tried again every hour."""
+        pause = ROTATE_SECONDS
         while True:
-            await asyncio.sleep(ROTATE_SECONDS)
-            self._renew()
-            log.info("renewed the certificate of the progress server")
+            await asyncio.sleep(pause)
+            try:
+                self._renew()
+            except OSError as error:
+                log.warning("the certificate of the progress server was not renewed: %s", error)
+                pause = RETRY_SECONDS
+            else:
+                log.info("renewed the certificate of the progress server")
+                pause = ROTATE_SECONDS
 
     def _renew(self) -> None:
         certificate, key = new_leaf(self._authority, self._host, datetime.now(UTC))

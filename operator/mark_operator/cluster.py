@@ -172,10 +172,12 @@ class Cluster:
         known = self._past.newest(kind)
         while True:
             page = await self._call("GET", resource.path(namespace), query)
+            if not isinstance(page.get("items"), list):
+                raise _not_kubernetes(f"a list of {kind} without items")
             self._past.check(kind, page, known)
             for item in page["items"]:
                 yield {"apiVersion": resource.api_version, "kind": kind, **item}
-            token = page["metadata"].get("continue")
+            token = page.get("metadata", {}).get("continue")
             if not token:
                 return
             query["continue"] = token
@@ -214,18 +216,25 @@ class Cluster:
 
     async def annotate(self, kind: str, namespace: str, name: str, uid: str, annotations: dict[str, str]) -> None:
         """Set annotations of this very object. Gone, or another one by now, is fine."""
-        body = {"metadata": {"uid": uid, "annotations": annotations}}
         try:
-            path = RESOURCES[kind].path(namespace, name)
-            await self._call("PATCH", path, {"fieldManager": PROGRESS_MANAGER}, body, MERGE)
+            await self._merge(kind, namespace, name, uid, {"metadata": {"annotations": annotations}}, PROGRESS_MANAGER)
         except ApiError as error:
             if not (error.missing or error.reason == "Conflict"):
                 raise
 
-    async def set_suspend(self, namespace: str, job: str, suspend: bool) -> None:
-        """Change `suspend` of a Job and nothing else."""
-        body = {"spec": {"suspend": suspend}}
-        await self._call("PATCH", RESOURCES["Job"].path(namespace, job), {"fieldManager": FIELD_MANAGER}, body, MERGE)
+    async def set_suspend(self, namespace: str, job: str, uid: str, suspend: bool) -> None:
+        """Change `suspend` of this very Job and nothing else."""
+        await self._merge("Job", namespace, job, uid, {"spec": {"suspend": suspend}}, FIELD_MANAGER)
+
+    async def _merge(self, kind: str, namespace: str, name: str, uid: str, change: Body, manager: str) -> None:
+        """Change this very object. The API server calls another uid invalid; here it is the conflict that it is."""
+        body = {**change, "metadata": {**change.get("metadata", {}), "uid": uid}}
+        try:
+            await self._call("PATCH", RESOURCES[kind].path(namespace, name), {"fieldManager": manager}, body, MERGE)
+        except ApiError as error:
+            if error.status == 422 and "metadata.uid:" in error.message:
+                raise ApiError(409, "Conflict", error.message) from error
+            raise
 
     async def replace(self, body: Body) -> Body:
         """The object as replaced; refused when somebody else changed it since it was read."""
@@ -280,11 +289,22 @@ def _resource_of(path: str) -> str:
 
 
 def _read(status: int, data: bytes) -> Body:
+    text = data[:500].decode(errors="replace")
     try:
-        answer: Any = json.loads(data) if data else {}
+        told: Any = json.loads(data)
     except ValueError:
-        answer = {"message": data[:500].decode(errors="replace")}
+        told = None
+    answer: Body = told if isinstance(told, dict) else {}
+    if status < 400 and not answer:
+        raise _not_kubernetes(text)
     if status < 400:
-        return dict(answer)
+        return answer
+    if answer.get("kind") != "Status":
+        answer = {"message": text}
     causes = tuple(cause.get("reason", "") for cause in (answer.get("details") or {}).get("causes") or ())
     raise ApiError(status, answer.get("reason") or "Unknown", answer.get("message") or "no message", causes)
+
+
+def _not_kubernetes(told: str) -> ApiError:
+    """Something between us and the API server says that all is well, with words that no API server has."""
+    return ApiError(502, "NotKubernetes", f"not an answer of the API server: {told}")

@@ -29,9 +29,10 @@ class Deletion:
 
 @dataclass(frozen=True)
 class Suspension:
-    """A Job whose `suspend` shall have this value."""
+    """A Job whose `suspend` shall have this value, this very one and no later object of its name."""
 
     job: str
+    uid: str
     suspend: bool
 
 

@@ -2,7 +2,9 @@
 Each handler only says which run to look at; kopf writes nothing on any object."""
 
 import dataclasses
+import hashlib
 import itertools
+import json
 import random
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -11,30 +13,36 @@ from typing import Any
 import kopf
 from mark_crds import names
 
-from mark_operator.seen import RunKey, is_settled, key_from_labels
+from mark_operator.seen import TOLD_BY_TRAINERS, RunKey, is_settled, key_from_labels
 
 CREDENTIALS_LAST = timedelta(minutes=10)
+# What the API server changes at every write, whatever is written.
+BOOKKEEPING = ("resourceVersion", "managedFields")
 CHILDREN = (("batch", "v1", "jobs"), ("", "v1", "pods"))
 
 
 class Attention:
-    """Which events ask for a look. A run that is settled, a run as our own pass left it, the children of a settled run
-    and a Job that was just created have nothing new to tell."""
+    """Which events ask for a look. A run that is settled, a run as our own pass left it, one whose trainer told its
+    progress, the children of a settled run and a Job that was just created have nothing new to tell."""
 
     def __init__(self, look_at: Callable[[RunKey], None], wrote: Callable[[RunKey, Mapping[str, Any]], bool]) -> None:
         self._look_at = look_at
         self._wrote = wrote
         self._settled: set[str] = set()
+        self._essences: dict[str, bytes] = {}
 
     def run(self, body: Mapping[str, Any], event: str | None = None) -> None:
         """A run or a Model, as an event tells of it; without event, as a list does, which repairs what was missed."""
         metadata = body["metadata"]
-        key = RunKey(body["kind"], metadata["namespace"], metadata["name"])
+        key, uid = RunKey(body["kind"], metadata["namespace"], metadata["name"]), metadata["uid"]
+        before = self._essences.pop(uid, None)
         if is_settled(body) and event != "DELETED":
-            self._settled.add(metadata["uid"])
+            self._settled.add(uid)
             return
-        self._settled.discard(metadata["uid"])
-        if event != "MODIFIED" or not self._wrote(key, body):
+        self._settled.discard(uid)
+        if event != "DELETED":
+            self._essences[uid] = _essence(body)
+        if event != "MODIFIED" or (before != self._essences[uid] and not self._wrote(key, body)):
             self._look_at(key)
 
     def child(self, body: Mapping[str, Any], event: str | None) -> None:
@@ -45,6 +53,17 @@ class Attention:
         created = event == "ADDED" and body["kind"] == "Job"
         if key is not None and not created and labels.get(names.RUN_UID_LABEL) not in self._settled:
             self._look_at(key)
+
+
+def _essence(body: Mapping[str, Any]) -> bytes:
+    """A digest of all in a run that a pass may act on. Progress counts for one that is said to make none: a look takes
+    that back at once."""
+    metadata = {name: value for name, value in body["metadata"].items() if name not in BOOKKEEPING}
+    status = body.get("status", {})
+    silent = any(condition["reason"] == "NoProgress" for condition in status.get("conditions", ()))
+    left_out = () if silent else TOLD_BY_TRAINERS
+    parts = [metadata, body.get("spec", {}), {name: value for name, value in status.items() if name not in left_out}]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).digest()
 
 
 def registry(attention: Attention, heard: Callable[[], None]) -> kopf.OperatorRegistry:

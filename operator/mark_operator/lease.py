@@ -4,10 +4,12 @@ lost. It must not be late because the leader is busy: renewals have a thread and
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import Literal
 
 from mark_operator.cluster import ApiError, Cluster
 from mark_operator.seen import Body
@@ -17,6 +19,8 @@ log = logging.getLogger(__name__)
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 GIVE_BACK_SECONDS = 5.0
+
+Claim = Literal["Ours", "Another's", "Unknown"]
 
 
 class LeaseLostError(Exception):
@@ -34,6 +38,8 @@ class Lease:
         self._namespace = settings.operator_namespace
         self._name = settings.lease_name
         self._timings = settings.timings
+        # A margin is left: a leader that did not hear for so long has stopped before another one may start.
+        self._longest = settings.timings.lease_seconds * 2 / 3
         self._identity = identity
         self._observed: tuple[str, float] = ("", 0.0)
         self.held = False
@@ -41,63 +47,76 @@ class Lease:
     async def lead(self, work: Callable[[], Awaitable[None]]) -> None:
         """Wait for the Lease, then work while it is held. It is given back when the work ends, however it ends."""
         log.info("standing by as %s", self._identity)
-        while not await self._try(self._cluster):
-            await asyncio.sleep(self._timings.renew_seconds)
+        since = await self._acquire()
         log.info("leading as %s", self._identity)
         self.held = True
         try:
             async with _loop_apart() as loop, asyncio.TaskGroup() as group:
-                future = asyncio.run_coroutine_threadsafe(self._renew(), loop)
+                future = asyncio.run_coroutine_threadsafe(self._renew(since), loop)
                 renewing = group.create_task(_result(future))
                 await group.create_task(_finish(work, renewing))
         finally:
             self.held = False
             await self._give_back()
 
-    async def _renew(self) -> None:
+    async def _acquire(self) -> float:
+        """Wait for the Lease; the moment from which it counts. An answer that took too long is not enough to lead:
+        another one may have followed by now."""
+        while True:
+            asked = time.monotonic()
+            if await self._try(self._cluster) == "Ours" and time.monotonic() < asked + self._longest:
+                return asked
+            await asyncio.sleep(self._timings.renew_seconds)
+
+    async def _renew(self, since: float) -> None:
         """Renew in a loop of its own. The operator's loop hanging for good is the liveness probe's business."""
         cluster = await self._connect()
         try:
-            await self._renew_through(cluster)
+            await self._renew_through(cluster, since)
         finally:
             await cluster.close()
 
-    async def _renew_through(self, cluster: Cluster) -> None:
-        """Renew until that fails for too long. A margin is left: this leader has stopped before another may start."""
-        loop = asyncio.get_running_loop()
-        longest = self._timings.lease_seconds * 2 / 3
-        last = loop.time()
+    async def _renew_through(self, cluster: Cluster, last: float) -> None:
+        """Renew until another one holds the Lease, or nobody answered for too long."""
         while True:
-            await asyncio.sleep(self._timings.renew_seconds)
-            asked = loop.time()
+            await asyncio.sleep(min(self._timings.renew_seconds, last + self._longest - time.monotonic()))
+            asked = time.monotonic()
             try:
-                async with asyncio.timeout_at(last + longest):
-                    renewed = await self._try(cluster)
-            except TimeoutError:
-                renewed = False
-            if renewed:
+                async with asyncio.timeout(last + self._longest - asked):
+                    claim = await self._try(cluster)
+            except TimeoutError as error:
+                raise LeaseLostError(f"the Lease {self._name} could not be renewed") from error
+            if claim == "Another's":
+                raise LeaseLostError(f"another one holds the Lease {self._name}")
+            if claim == "Ours":
                 last = asked
-            elif loop.time() >= last + longest:
-                raise LeaseLostError(f"the Lease {self._name} could not be renewed")
 
-    async def _try(self, cluster: Cluster) -> bool:
-        """Take or renew the Lease; False when somebody else holds it, or nobody answers."""
-        try:
-            found = await cluster.get("Lease", self._namespace, self._name)
-            if found is None:
-                await cluster.create(self._object({}, {"leaseTransitions": 0}))
-                return True
-            spec = found.get("spec", {})
-            mine = spec.get("holderIdentity") == self._identity
-            if not mine and not self._is_free(spec):
-                return False
-            kept = spec if mine else {"leaseTransitions": spec.get("leaseTransitions", 0) + 1}
-            await cluster.replace(self._object(found["metadata"], kept))
-        except ApiError as error:
-            if not error.is_transient and not error.exists_already:
-                raise
-            log.warning("the Lease %s: %s", self._name, error)
+    async def _try(self, cluster: Cluster) -> Claim:
+        """Take or renew the Lease. A write that somebody else came before is tried once more, which shows whose the
+        Lease is by now."""
+        for _ in range(2):
+            try:
+                return "Ours" if await self._claim(cluster) else "Another's"
+            except ApiError as error:
+                if not error.is_transient:
+                    raise
+                log.warning("the Lease %s: %s", self._name, error)
+                if error.status != 409:
+                    break
+        return "Unknown"
+
+    async def _claim(self, cluster: Cluster) -> bool:
+        """Write our claim; False when another one holds the Lease."""
+        found = await cluster.get("Lease", self._namespace, self._name)
+        if found is None:
+            await cluster.create(self._object({}, {"leaseTransitions": 0}))
+            return True
+        spec = found.get("spec", {})
+        mine = spec.get("holderIdentity") == self._identity
+        if not mine and not self._is_free(spec):
             return False
+        kept = spec if mine else {"leaseTransitions": spec.get("leaseTransitions", 0) + 1}
+        await cluster.replace(self._object(found["metadata"], kept))
         return True
 
     def _is_free(self, spec: Body) -> bool:
@@ -105,7 +124,7 @@ class Lease:
         own clock."""
         if not spec.get("holderIdentity"):
             return True
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         renewed = f"{spec['holderIdentity']} {spec.get('renewTime')}"
         if self._observed[0] != renewed:
             self._observed = (renewed, now)

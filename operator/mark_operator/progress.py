@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,6 +13,8 @@ from mark_operator import clock
 from mark_operator.metrics import Told, is_name
 
 TEXT_LIMIT = 24
+# What float() takes besides (spaces, line ends, underscores, digits of other scripts) is no number to anybody else.
+NUMBER = re.compile(r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf|infinity)", re.IGNORECASE)
 # What transformers' own callback calls a number, beside what our trainer calls it.
 SPELLINGS = {
     "step": ("step", "current_step"),
@@ -95,15 +98,24 @@ def _whole(value: Any) -> int | None:
 
 
 def _number(value: Any) -> float | None:
+    """A number, or a text that is one; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    if isinstance(value, str) and NUMBER.fullmatch(value) is None:
+        return None
     try:
         return float(value)
-    except (TypeError, ValueError):
-        return None
+    except OverflowError as error:
+        raise MalformedPostError("a number is too large") from error
 
 
 def _text(value: Any) -> str | None:
-    """The number as it was written, `nan` too: a person wants to see that. Anything else is left out."""
-    return str(value)[:TEXT_LIMIT] if _number(value) is not None else None
+    """The number as it was written, `nan` too: a person wants to see that. One that is too long is written anew, since
+    what is left of it after a cut may be another number. Anything else is left out."""
+    number = _number(value)
+    if number is None:
+        return None
+    return str(value) if len(str(value)) <= TEXT_LIMIT else str(number)
 
 
 def _percent(value: Any, step: int | None, steps: int | None) -> int:

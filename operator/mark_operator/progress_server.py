@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -30,6 +31,11 @@ log = logging.getLogger(__name__)
 LARGEST_POST_BYTES = 64 * 1024
 BELIEVED_SECONDS = 15.0
 POSTS_PER_MINUTE = 60
+# Tokens that were never believed, in any minute: each may cost the API server a review. A trainer brings one at its
+# start and one whenever the kubelet renews it. So 3,000 trainers are believed within a minute of a restart, for fewer
+# reviews than they cause afterwards. No address can take what the others need, though 600 may share a gateway's.
+STRANGERS_PER_MINUTE = 3_000
+STRANGERS_PER_ADDRESS = 600
 CONFLICT_SECONDS = 1.0
 REMEMBERED = 10_000
 MOST_NEWS = 2_000
@@ -77,6 +83,23 @@ class Telling:
         return self.progress is not None or bool(self.news)
 
 
+class Rate:
+    """So many in any minute, and no more."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._moments: deque[float] = deque()
+
+    def take(self) -> None:
+        """Count one more, or refuse it."""
+        now = time.monotonic()
+        while self._moments and now - self._moments[0] >= 60:
+            self._moments.popleft()
+        if len(self._moments) >= self._most:
+            raise web.HTTPTooManyRequests(text="too many posts\n", headers={"Retry-After": "10"})
+        self._moments.append(now)
+
+
 class ProgressServer:
     """One server for all runs; every replica has one."""
 
@@ -85,7 +108,9 @@ class ProgressServer:
         self._now = now
         self._pause = pause_seconds
         self._posters: dict[str, Poster] = {}
-        self._posts: dict[str, list[float]] = {}
+        self._posts: dict[str, Rate] = {}
+        self._addresses: dict[str, Rate] = {}
+        self._strangers = Rate(STRANGERS_PER_MINUTE)
         self._tellings: dict[str, Telling] = {}
 
     async def serve(self, port: int, tls: ServerContext) -> web.AppRunner:
@@ -105,26 +130,22 @@ class ProgressServer:
             raise web.HTTPUnauthorized(text="a token for this run is needed\n")
         key = RunKey(kind, request.match_info["namespace"], request.match_info["name"])
         fingerprint = hashlib.sha256(f"{key} {token}".encode()).hexdigest()
-        self._limit(fingerprint)
+        poster = self._posters.get(fingerprint)
+        if poster is None:
+            _counted(self._addresses, str(request.remote), STRANGERS_PER_ADDRESS)
+            self._strangers.take()
+        _counted(self._posts, fingerprint, POSTS_PER_MINUTE)
         try:
-            poster = self._posters.get(fingerprint)
             if poster is None or poster.until < time.monotonic():
                 poster = await self._believe(key, token)
                 _remember(self._posters, fingerprint, poster)
             await self._take(key, poster, json.loads(await request.read()))
-        except (MalformedPostError, ValueError) as error:
+        except (MalformedPostError, ValueError, RecursionError) as error:
             raise web.HTTPBadRequest(text=f"{error}\n") from error
         except ApiError as error:
             log.warning("progress was not written: %s", error, extra={"run": str(key)})
             raise web.HTTPServiceUnavailable(text="the API server does not answer; try again\n") from error
         return web.json_response({})
-
-    def _limit(self, fingerprint: str) -> None:
-        now = time.monotonic()
-        recent = [moment for moment in self._posts.get(fingerprint, []) if now - moment < 60]
-        if len(recent) >= POSTS_PER_MINUTE:
-            raise web.HTTPTooManyRequests(text="too many posts\n", headers={"Retry-After": "10"})
-        _remember(self._posts, fingerprint, [*recent, now])
 
     async def _believe(self, key: RunKey, token: str) -> Poster:
         """The poster behind a token, if it was made for this run and its Pod lives and belongs to the run as it is
@@ -152,11 +173,16 @@ class ProgressServer:
     async def _take(self, key: RunKey, poster: Poster, post: Any) -> None:
         """Write at once if the last write is long ago, or if this is a stage's end; else a little later."""
         now = self._now()
+        progress, checkpoint = (
+            read_post(post, poster.stage, clock.text_of(now)),
+            read_checkpoint(post, poster.stage, now),
+        )
+        news = read_told(post, poster.stage, now)
         telling = self._tellings.get(poster.run_uid) or Telling()
         _remember(self._tellings, poster.run_uid, telling)
-        telling.progress = read_post(post, poster.stage, clock.text_of(now))
-        telling.checkpoint = _newer(telling.checkpoint or poster.checkpoint, read_checkpoint(post, poster.stage, now))
-        telling.news = [*telling.news, *read_told(post, poster.stage, now)][-MOST_NEWS:]
+        telling.progress = progress
+        telling.checkpoint = _newer(telling.checkpoint or poster.checkpoint, checkpoint)
+        telling.news = [*telling.news, *news][-MOST_NEWS:]
         if telling.ends or telling.due <= time.monotonic():
             await self._write(key, poster, telling)
         else:
@@ -266,6 +292,12 @@ def _belongs(pod: Body, key: RunKey, run: Body) -> bool:
     mine = (labels.get(names.KIND_LABEL), labels.get(names.RUN_LABEL)) == (key.kind, key.name)
     same = labels.get(names.RUN_UID_LABEL) == run["metadata"]["uid"]
     return mine and same and pod_is_live(pod) and "finishedAt" not in run.get("status", {})
+
+
+def _counted(rates: dict[str, Rate], key: str, most: int) -> None:
+    """Count one more of this key, or refuse it."""
+    _remember(rates, key, rates.get(key) or Rate(most))
+    rates[key].take()
 
 
 def _remember(memory: dict[Key, Value], key: Key, value: Value) -> None:

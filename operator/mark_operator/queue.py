@@ -1,17 +1,19 @@
 """A queue of keys: each key is worked on by one worker at a time, never lost, tried again with growing pauses. What
-changed comes before what is only looked at again. It knows nothing of runs."""
+changed comes before what is only looked at again, but not for ever. It knows nothing of runs."""
 
 import asyncio
 import itertools
 import logging
 import random
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
 log = logging.getLogger(__name__)
 
 WORKERS = 32
-CHANGED, LOOKED_AT_AGAIN = 0, 1
+# Every fourth turn belongs to what is only looked at again: news without end would keep it waiting without end.
+FAIR_TURN = 4
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 60.0
 
@@ -24,9 +26,10 @@ class Queue(Generic[Key]):
     def __init__(self, work: Callable[[Key], Awaitable[float | None]], *, workers: int = WORKERS) -> None:
         self._work = work
         self._workers = workers
-        self._ready: asyncio.PriorityQueue[tuple[int, int, Key]] = asyncio.PriorityQueue()
-        self._turns = itertools.count()
-        self._waiting: dict[Key, int] = {}
+        self._changed: OrderedDict[Key, None] = OrderedDict()
+        self._looked_at_again: OrderedDict[Key, None] = OrderedDict()
+        self._ready = asyncio.Semaphore(0)
+        self._turns = itertools.count(1)
         self._working: set[Key] = set()
         self._again: set[Key] = set()
         self._timers: dict[Key, asyncio.TimerHandle] = {}
@@ -40,11 +43,11 @@ class Queue(Generic[Key]):
         if key in self._working:
             self._again.add(key)
         else:
-            self._wait(key, CHANGED)
+            self._line_up(key, self._changed)
 
     def add_later(self, key: Key, seconds: float) -> None:
         """Look at this key after a pause, unless something happens to it earlier."""
-        if key in self._waiting or key in self._again:
+        if key in self._changed or key in self._looked_at_again or key in self._again:
             return
         loop = asyncio.get_running_loop()
         timer = self._timers.get(key)
@@ -55,7 +58,7 @@ class Queue(Generic[Key]):
         self._timers[key] = loop.call_later(seconds, self._ring, key)
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._changed) + len(self._looked_at_again)
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -72,20 +75,29 @@ class Queue(Generic[Key]):
         if key in self._working:
             self._again.add(key)
         else:
-            self._wait(key, LOOKED_AT_AGAIN)
+            self._line_up(key, self._looked_at_again)
 
-    def _wait(self, key: Key, urgency: int) -> None:
-        """Line the key up, unless it waits already; what becomes more urgent moves forward."""
-        if urgency < self._waiting.get(key, LOOKED_AT_AGAIN + 1):
-            self._waiting[key] = urgency
-            self._ready.put_nowait((urgency, next(self._turns), key))
+    def _line_up(self, key: Key, line: OrderedDict[Key, None]) -> None:
+        """Let the key wait at the end of this line, unless it waits already; what changed moves forward."""
+        if key in self._changed:
+            return
+        if key in self._looked_at_again:
+            del self._looked_at_again[key]
+        else:
+            self._ready.release()
+        line[key] = None
+
+    def _next(self) -> Key:
+        """The key whose turn it is; one waits."""
+        lines = self._changed, self._looked_at_again
+        first, then = reversed(lines) if next(self._turns) % FAIR_TURN == 0 else lines
+        key, _ = (first or then).popitem(last=False)
+        return key
 
     async def _worker(self) -> None:
         while True:
-            urgency, _, key = await self._ready.get()
-            if self._waiting.get(key) != urgency:
-                continue  # it moved forward and had its turn
-            del self._waiting[key]
+            await self._ready.acquire()
+            key = self._next()
             self._working.add(key)
             try:
                 pause = await self._pass(key)

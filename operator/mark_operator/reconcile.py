@@ -17,14 +17,14 @@ from mark_operator.decision import Decision, Deletion, Event, ModelWrite
 from mark_operator.findings import Questions
 from mark_operator.health import Health
 from mark_operator.job_facts import belongs, ended_at, is_finished
-from mark_operator.messages import Note, note
+from mark_operator.messages import Note, note, shorten
 from mark_operator.registry.decide import keep_current
 from mark_operator.run import decide as rules
 from mark_operator.run.plan import Rendering
 from mark_operator.run.usage import ended_attempts, gpu_seconds
 from mark_operator.run.view import View, is_terminal, status_of
 from mark_operator.run.waiting import unusable
-from mark_operator.seen import Body, Findings, RunKey, Seen, owned_by
+from mark_operator.seen import TOLD_BY_TRAINERS, Body, Findings, RunKey, Seen, owned_by
 from mark_operator.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -32,13 +32,15 @@ log = logging.getLogger(__name__)
 WORKING = ("Pending", "Running")
 # Until the look that finds a run gone which was there a moment ago.
 GONE_SECONDS = 1
+# A run whose passes come to no end so often in a row is told of in an Event, and again when that is forgotten: the API
+# server keeps it for an hour, and passes that fail come at least once a minute.
+PATIENCE = 3
+TOLD_AGAIN_AFTER = 100
 # Until the look after one whose answers were older than what is known.
 PAST_SECONDS = 2
 # For so long after a Job's end, a list without its Pods is one from the past; then they are gone indeed.
 PODS_LISTED_SECONDS = 15
 
-# Fields of the status that the progress server writes.
-TOLD_BY_TRAINERS = ("progress", "lastCheckpoint")
 # More than a run ever takes at once; a rule that never comes to rest is slowed down to one round through the queue.
 LONGEST_PASS = 8
 
@@ -57,32 +59,56 @@ class Reconciler:
         self._questions = Questions(cluster)
         self._checked: dict[RunKey, datetime] = {}
         self._written: dict[RunKey, str] = {}
+        self._stumbles: dict[RunKey, int] = {}
+        """How often in a row the passes over a run came to no end."""
 
     async def look_at(self, key: RunKey) -> float | None:
         """One pass; the seconds until the next look, if there should be one without an event."""
         body = await self._cluster.get(key.kind, key.namespace, key.name)
         if body is None:
-            self._checked.pop(key, None)
-            self._written.pop(key, None)
-            return None
-        if key.kind == "Model":
-            await self._look_at_model(body)
+            for memory in (self._checked, self._written, self._stumbles):
+                memory.pop(key, None)
             return None
         try:
-            return await self._step_by_step(await self._see(key, body))
+            pause = await self._pass(key, body)
         except ApiError as error:
             if error.namespace_terminates:
                 return None
-            if error.reason == "Conflict":
-                # Somebody wrote in between, most often the progress server: look again at what stands there now.
-                return 0
-            if error.missing:
-                # It was deleted while we looked at it.
-                return GONE_SECONDS
             if error.from_the_past:
                 log.warning("looked again later: %s", error, extra={"run": str(key)})
                 return PAST_SECONDS
+            await self._stumble(key, body, str(error))
+            if error.status not in (404, 409):
+                raise
+            return self._look_again(key, error)
+        except Exception as error:
+            await self._stumble(key, body, f"{type(error).__name__}: {error}")
             raise
+        self._stumbles.pop(key, None)
+        return pause
+
+    async def _pass(self, key: RunKey, body: Body) -> float | None:
+        if key.kind == "Model":
+            await self._look_at_model(body)
+            return None
+        return await self._step_by_step(await self._see(key, body))
+
+    async def _stumble(self, key: RunKey, body: Body, problem: str) -> None:
+        """Count one more pass that came to no end, and tell the run's owner if it was one too many."""
+        self._stumbles[key] = self._stumbles.get(key, 0) + 1
+        if self._stumbles[key] % TOLD_AGAIN_AFTER == PATIENCE:
+            message = f"The operator cannot go on with this run, and tries again at least once a minute. {problem}"
+            await self._tell(key, body, Event("Warning", "PassFailed", shorten(message)))
+
+    def _look_again(self, key: RunKey, error: ApiError) -> float:
+        """The pause after a write that somebody came before, most often the progress server, or that found its object
+        deleted: another look shows what stands there now. What does not pass must not turn in a circle."""
+        times = self._stumbles[key]
+        if times < PATIENCE:
+            return GONE_SECONDS if error.missing else 0
+        pause = 2.0 ** min(times - PATIENCE, 6)
+        log.warning("pass %d in a row, the next one in %.0f s: %s", times, pause, error, extra={"run": str(key)})
+        return pause
 
     def wrote(self, key: RunKey, body: Mapping[str, Any]) -> bool:
         """Whether this is what the last pass itself left behind, so that there is nothing new to see in it."""
@@ -198,7 +224,7 @@ class Reconciler:
             self._count_deleted(view, deletion)
             log.info("deleted %s %s", deletion.kind, deletion.name, extra={"run": str(seen.key)})
         for suspension in decision.suspend:
-            await self._cluster.set_suspend(seen.key.namespace, suspension.job, suspension.suspend)
+            await self._cluster.set_suspend(seen.key.namespace, suspension.job, suspension.uid, suspension.suspend)
             log.info("set suspend=%s on %s", suspension.suspend, suspension.job, extra={"run": str(seen.key)})
         if decision.model is not None:
             existing = next((body for body in seen.models if body["metadata"]["name"] == decision.model.name), None)
@@ -243,7 +269,7 @@ class Reconciler:
         events = rules.events(old, status)
         for event in events:
             log.info("%s: %s", event.reason, event.message, extra={"run": str(seen.key)})
-        await asyncio.gather(*(self._tell(view, event) for event in events))
+        await asyncio.gather(*(self._tell(seen.key, seen.run, event) for event in events))
         return written
 
     def _count(self, view: View, new: RunStatus) -> None:
@@ -260,12 +286,12 @@ class Reconciler:
             stage = job["metadata"]["labels"][names.STAGE_LABEL]
             self._health.held_gpus(view.seen.key.kind, stage, gpu_seconds(job, view.now))
 
-    async def _tell(self, view: View, event: Event) -> None:
+    async def _tell(self, key: RunKey, run: Body, event: Event) -> None:
         """An Event for people. Losing one loses no fact, so a failure is only logged."""
         try:
-            await self._cluster.create(_event_object(view, event))
+            await self._cluster.create(_event_object(key, run, event, self._now()))
         except ApiError as error:
-            log.warning("could not write the event %s: %s", event.reason, error, extra={"run": str(view.seen.key)})
+            log.warning("could not write the event %s: %s", event.reason, error, extra={"run": str(key)})
 
     async def _write_model(self, write: ModelWrite, existing: Body | None) -> None:
         """Create the registry entry if it is missing, and write its status on exactly the object that was read."""
@@ -307,9 +333,9 @@ def _is_planned(view: View) -> bool:
     return is_terminal(view.status) or view.seen.stored_plan is not None
 
 
-def _event_object(view: View, event: Event) -> Body:
-    key, metadata = view.seen.key, view.seen.run["metadata"]
-    moment = view.now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+def _event_object(key: RunKey, run: Body, event: Event, now: datetime) -> Body:
+    metadata = run["metadata"]
+    moment = now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     return {
         "apiVersion": "v1",
         "kind": "Event",
@@ -327,8 +353,8 @@ def _event_object(view: View, event: Event) -> Body:
         "type": event.type,
         "reason": event.reason,
         "message": event.message,
-        "firstTimestamp": clock.text_of(view.now),
-        "lastTimestamp": clock.text_of(view.now),
+        "firstTimestamp": clock.text_of(now),
+        "lastTimestamp": clock.text_of(now),
         "eventTime": moment,
         "count": 1,
         "action": event.reason,

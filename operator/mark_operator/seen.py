@@ -8,6 +8,9 @@ from mark_crds import names
 
 Body = dict[str, Any]
 
+# Fields of a run's status that the progress server writes.
+TOLD_BY_TRAINERS = ("progress", "lastCheckpoint")
+
 
 class RunKey(NamedTuple):
     """Which run: enough to find it, nothing else."""

@@ -25,15 +25,16 @@ LIST_PAUSE_SECONDS = 5.0
 async def watch(
     cluster: Cluster, settings: Settings, reconciler: Reconciler, health: Health, stop: Callable[[], object]
 ) -> None:
-    """Look at runs until the process is told to stop. Ends when kopf ends: it is made to crash rather than to limp."""
+    """Look at runs until the process is told to stop. Whatever ends, ends all: it is made to crash rather than to
+    limp."""
     queue: Queue[RunKey] = Queue(health.timed(reconciler.look_at))
     health.watch_queue(lambda: len(queue))
     attention = Attention(queue.add, reconciler.wrote)
     await _list_until_it_works(cluster, settings, attention, health)
     started = asyncio.Event()
     works = (queue.run(), _relist(cluster, settings, attention, health), _take_signal_back(started, stop))
-    background = [asyncio.create_task(work) for work in works]
-    try:
+    async with asyncio.TaskGroup() as group:
+        background = [group.create_task(work) for work in works]
         await kopf.operator(
             registry=registry(attention, health.heard),
             settings=watch_settings(),
@@ -42,10 +43,8 @@ async def watch(
             clusterwide=not settings.watch_namespaces,
             namespaces=settings.watch_namespaces,
         )
-    finally:
         for task in background:
             task.cancel()
-        await asyncio.gather(*background, return_exceptions=True)
 
 
 async def _take_signal_back(started: asyncio.Event, stop: Callable[[], object]) -> None:
@@ -77,7 +76,8 @@ async def list_runs(cluster: Cluster, settings: Settings, attention: Attention, 
     for kind in names.PLURALS:
         for namespace in settings.watch_namespaces or (None,):
             async for body in cluster.list_all(kind, namespace):
-                state = (kind, str(body.get("status", {}).get("state", "")))
-                states[state] = states.get(state, 0) + 1
                 attention.run(body)
+                if kind in names.KIND_LETTERS:  # A Model has no state.
+                    state = (kind, str(body.get("status", {}).get("state", "")))
+                    states[state] = states.get(state, 0) + 1
     health.count_runs(states)

@@ -17,6 +17,13 @@ def run(version: str = "7", *, ended: bool = False, uid: str = "uid-1", **spec: 
     return {"kind": KEY.kind, "metadata": metadata, "spec": spec, "status": status}
 
 
+def working(version: str, reason: str = "Running", **status: Any) -> Body:
+    """A run at work, of which its trainer or somebody else has just told something."""
+    body = run(version)
+    body["metadata"]["managedFields"] = [{"manager": "mark-progress", "time": version}]
+    return {**body, "status": {"conditions": [{"type": "Progressing", "reason": reason}], **status}}
+
+
 def child(kind: str, uid: str = "uid-1") -> Body:
     labels = {**LABELS, names.RUN_UID_LABEL: uid}
     return {"kind": kind, "metadata": {"name": "child", "namespace": KEY.namespace, "labels": labels}}
@@ -43,6 +50,41 @@ def test_an_echo_is_not_looked_at_but_a_list_is(version: str, event: str | None,
     looks = Looks()
     looks.attention.run(run(version), event)
     assert looks.asked == [KEY] * looked
+
+
+TOLD = {"progress": {"step": 2}, "lastCheckpoint": {"step": 1}}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "looked"),
+    [
+        (working("5"), working("6", **TOLD), False),
+        (working("7"), working("8", **TOLD), False),  # our own write tells what the run looked like, too
+        (working("5"), working("6", **TOLD, state="Running"), True),
+        (working("5"), working("6", reason="Waiting"), True),
+        (working("5"), {**working("6"), "spec": {"suspend": True}}, True),
+        (working("5", reason="NoProgress"), working("6", reason="NoProgress", **TOLD), True),
+        (run("5", ended=True), working("6", **TOLD), True),
+    ],
+)
+def test_what_a_trainer_tells_asks_for_no_look_unless_it_had_fallen_silent(
+    before: Body, after: Body, looked: bool
+) -> None:
+    looks = Looks()
+    looks.attention.run(before, "MODIFIED")
+    looks.asked.clear()
+    looks.attention.run(after, "MODIFIED")
+    assert looks.asked == [KEY] * looked
+
+
+@pytest.mark.parametrize("event", [None, "DELETED", "ADDED"])
+def test_a_list_and_an_end_are_looked_at_though_nothing_changed(event: str | None) -> None:
+    looks = Looks()
+    looks.attention.run(working("5"), "MODIFIED")
+    looks.attention.run(working("5"), event)
+    assert looks.asked == [KEY] * 2
+    looks.attention.run(working("6"), "MODIFIED")
+    assert looks.asked == [KEY] * (3 if event == "DELETED" else 2)
 
 
 @pytest.mark.parametrize(

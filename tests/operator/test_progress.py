@@ -1,8 +1,11 @@
 """Posts in Kubeflow Trainer's protocol, the certificates under which they come, and the logs."""
 
+import asyncio
 import json
 import logging
+import math
 import ssl
+import tempfile
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +14,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from hypothesis import given
 from hypothesis import strategies as st
-from mark_operator.certificates import LEAF_LASTS, Authority, new_authority, new_leaf
+from mark_operator import certificates
+from mark_operator.certificates import LEAF_LASTS, Authority, ServerContext, new_authority, new_leaf
 from mark_operator.logs import JsonFormatter
 from mark_operator.progress import MalformedPostError, read_post
 from run_builders import NOON
@@ -59,7 +63,7 @@ def test_other_bodies_are_refused(body: Any) -> None:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.text(),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 )
 
@@ -76,6 +80,31 @@ def test_no_post_breaks_the_reader_or_the_schema(percent: Any, metrics: dict[str
 def test_a_loss_that_is_no_number_is_shown_as_such() -> None:
     assert read_post(post(("loss", "nan")), "lora", NOW).loss == "nan"
     assert read_post(post(("loss", "<script>")), "lora", NOW).loss is None
+
+
+@pytest.mark.parametrize("value", ["0.5\r\n", " 1_0 ", "1_0", "", ".", "1e", "\u0661", "0x10", True, [1], {"a": 1}])
+def test_what_only_looks_like_a_number_is_left_out(value: Any) -> None:
+    progress = read_post(post(("loss", value), ("step", value)), "lora", NOW)
+    assert (progress.loss, progress.step) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        *((value, value) for value in ("0.5", "-1.", ".5", "+1E-05", "NaN", "-Infinity", "inf")),
+        *((value, str(value)) for value in (3, 2.5, math.nan)),
+        ("1.234567890123456789012e-05", "1.2345678901234568e-05"),  # not 1.23…, which a cut would leave
+    ],
+)
+def test_numbers_are_shown_as_they_were_written(value: Any, shown: str) -> None:
+    assert read_post(post(("loss", value)), "lora", NOW).loss == shown
+
+
+@pytest.mark.parametrize("name", ["loss", "step", "progressPercentage"])
+def test_a_number_beyond_all_measure_is_refused(name: str) -> None:
+    huge = 10**400
+    with pytest.raises(MalformedPostError):
+        read_post(post(progressPercentage=huge) if name == "progressPercentage" else post((name, huge)), "lora", NOW)
 
 
 @pytest.mark.parametrize("host", ["mark-operator.mark-system.svc", "10.0.0.1"])
@@ -97,6 +126,30 @@ def test_an_authority_survives_being_stored_and_is_trusted_by_strict_clients() -
     assert Authority.from_pem(made.pem.encode(), key).pem == made.pem
     context = ssl.create_default_context(cadata=made.pem)
     assert context.cert_store_stats()["x509_ca"] == 1
+
+
+def test_a_renewal_that_finds_no_room_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(certificates, "ROTATE_SECONDS", 0.1)
+    monkeypatch.setattr(certificates, "RETRY_SECONDS", 0.1)
+    caplog.set_level(logging.INFO)
+
+    async def until_told(words: str) -> None:
+        while words not in caplog.text:
+            await asyncio.sleep(0.02)
+
+    async def story() -> None:
+        context = ServerContext(new_authority(NOON), "https://mark-operator.mark-system.svc:8443")
+        rotating = asyncio.create_task(context.rotate())
+        with monkeypatch.context() as full:
+            full.setattr(tempfile, "tempdir", "/proc/no-room")
+            await until_told("was not renewed")
+            assert "renewed the certificate" not in caplog.text
+        await until_told("renewed the certificate")
+        rotating.cancel()
+
+    asyncio.run(asyncio.wait_for(story(), 20))
 
 
 def test_a_log_line_is_json_and_names_the_run() -> None:

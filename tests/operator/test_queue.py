@@ -138,3 +138,26 @@ def test_what_changed_comes_before_what_is_only_looked_at_again() -> None:
 
     run(work, story, workers=1)
     assert seen == ["first", "old 4", "new", "old 0", "old 1", "old 2", "old 3"]
+
+
+def test_news_without_end_lets_every_fourth_turn_to_what_is_looked_at_again() -> None:
+    seen: list[str] = []
+    waiting: list[Queue[str]] = []
+
+    async def work(key: str) -> None:
+        seen.append(key)
+        for number in range(2):
+            waiting[0].add(f"new {len(seen)} {number}")
+        await asyncio.sleep(0)
+
+    async def story(queue: Queue[str]) -> None:
+        waiting.append(queue)
+        for number in range(5):
+            queue.add_later(f"old {number}", 0)
+        await asyncio.sleep(0.01)
+        while len(seen) < 40:
+            await asyncio.sleep(0.001)
+
+    run(work, story, workers=1)
+    assert [key for key in seen if key.startswith("old")] == [f"old {number}" for number in range(5)]
+    assert seen.index("old 4") < 24

@@ -173,7 +173,7 @@ def _suspension(view: View, attempt: Attempt, job: Body) -> Decision | None:
             return None
         status = _under_way(view, attempt, "Suspended", note("Suspended", stage=attempt.stage))
         return Decision(status=status, again_in=0)
-    return Decision(suspend=(Suspension(attempt.job, view.suspended),), again_in=1)
+    return Decision(suspend=(Suspension(attempt.job, job["metadata"]["uid"], view.suspended),), again_in=1)
 
 
 def _give_way(view: View, attempt: Attempt, job: Body) -> Decision | None:

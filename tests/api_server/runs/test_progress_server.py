@@ -1,5 +1,6 @@
 """Progress over HTTPS, with tokens of a real API server: believed from live Pods of the run, and from nobody else."""
 
+import asyncio
 import base64
 import json
 import socket
@@ -7,10 +8,17 @@ import ssl
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from kubernetes.aio import client, config
+from mark_operator import progress_server
+from mark_operator.certificates import ServerContext, new_authority
+from mark_operator.cluster import Cluster
+from mark_operator.progress_server import ProgressServer
 
 POST = {
     "trainerStatus": {
@@ -120,11 +128,75 @@ def test_bodies_and_rates_are_limited(trainer: Trainer) -> None:
     assert trainer.post(token, b"{") == 400
     assert trainer.post(token, {"x": 1}) == 400
     assert trainer.post(token, b"x" * 100_000) == 413
+    assert trainer.post(token, told(1, loss=2.5) | {"x": 1}) == 200
+    for odd in (b"1" + b"0" * 400, b"[" * 30_000):
+        body = b'{"trainerStatus": {"progressPercentage": 1, "metrics": [{"name": "odd", "value": %s}]}}' % odd
+        assert trainer.post(token, body) == 400
     answers = [trainer.post(token, {"trainerStatus": {"progressPercentage": number}}) for number in range(70)]
     assert answers[0] == 200 and answers[-1] == 429
     version = trainer.bench.get("trainingrun", "run")["metadata"]["resourceVersion"]
     assert trainer.post(trainer.token(), {"trainerStatus": {"progressPercentage": 77}}) == 200
     assert trainer.bench.get("trainingrun", "run")["metadata"]["resourceVersion"] == version, "written a little later"
+
+
+class Replica:
+    """One more progress server, in this process, whose questions to the API server are counted."""
+
+    def __init__(self, api_server: Any) -> None:
+        self._kubeconfig = str(api_server.kubeconfig())
+        self.asked: Counter[str] = Counter()
+
+    async def __aenter__(self) -> "Replica":
+        configuration = client.Configuration()
+        await config.load_kube_config(self._kubeconfig, client_configuration=configuration)
+        self._cluster = Cluster(configuration, lambda verb, resource, status: self.asked.update([resource]))
+        self.url = "https://127.0.0.1:0"
+        server = ProgressServer(self._cluster, lambda: datetime.now(UTC), 15)
+        authority = new_authority(datetime.now(UTC))
+        self._runner = await server.serve(0, ServerContext(authority, self.url))
+        self.url = f"https://127.0.0.1:{self._runner.addresses[0][1]}"
+        self._trust = ssl.create_default_context(cadata=authority.pem)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._runner.cleanup()
+        await self._cluster.close()
+
+    async def post(self, path: str, token: str) -> int:
+        """The answer's status; one that refuses for now must say for how long."""
+        return await asyncio.to_thread(self._post, path, token)
+
+    def _post(self, path: str, token: str) -> int:
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        request = urllib.request.Request(
+            self.url + path, data=json.dumps(POST).encode(), headers=headers, method="POST"
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=10, context=self._trust) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            assert error.code != 429 or int(error.headers["Retry-After"]) > 0
+            return error.code
+
+
+@pytest.mark.parametrize("limit", ["STRANGERS_PER_MINUTE", "STRANGERS_PER_ADDRESS"])
+def test_tokens_of_nobody_cost_few_reviews_and_starve_no_trainer(
+    trainer: Trainer, api_server: Any, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(progress_server, limit, 5)
+    monkeypatch.setattr(progress_server, "BELIEVED_SECONDS", 0.0)
+    token = trainer.token()
+
+    async def story() -> None:
+        async with Replica(api_server) as replica:
+            assert await replica.post(trainer.path, token) == 200
+            answers = [await replica.post(trainer.path, f"junk-{number}") for number in range(20)]
+            assert answers == [401] * 4 + [429] * 16
+            assert replica.asked["tokenreviews"] == 5
+            assert await replica.post(trainer.path, token) == 200, "though it is reviewed anew"
+            assert replica.asked["tokenreviews"] == 6
+
+    asyncio.run(story())
 
 
 def test_the_end_is_written_at_once_and_the_authority_is_kept(trainer: Trainer) -> None:
@@ -211,7 +283,12 @@ def test_a_replica_with_nothing_newer_takes_no_turn(
     begin = time.monotonic()
     the_end = told(3, loss=3)
     the_end["trainerStatus"]["progressPercentage"] = 100
-    posts = [(0, first, told(1, loss=3)), (1, second, told(2, loss=3)), (2, first, the_end), (10, first, told(4, loss=3))]
+    posts = [
+        (0, first, told(1, loss=3)),
+        (1, second, told(2, loss=3)),
+        (2, first, the_end),
+        (10, first, told(4, loss=3)),
+    ]
     for at, replica, post in posts:
         time.sleep(max(0.0, begin + at - time.monotonic()))
         assert replica.post(token, post) == 200

@@ -1,0 +1,197 @@
+"""Passes that come to no end: what passes is looked at again at once, what does not gets pauses, a log line and an Event."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from kubernetes.aio import client, config
+from mark_operator import cluster as connection
+from mark_operator.cluster import ApiError, Cluster, Resource
+from mark_operator.health import Health
+from mark_operator.reconcile import Reconciler
+from mark_operator.seen import Body, RunKey
+from mark_operator.settings import Settings
+
+A_JOB = ("create", "job", "try", "--image=x", "--dry-run=server", "-n")
+ARTIFACTS = {"data-prep": "dataset", "lora": "adapter"}
+
+
+class Overtaken(Cluster):
+    """Somebody else is quicker: with every status, and with the creation of a Model."""
+
+    touch: Callable[[], None] = staticmethod(lambda: None)
+    quicker: Callable[[], None] = staticmethod(lambda: None)
+
+    async def apply_status(self, body: Body, manager: str = connection.FIELD_MANAGER) -> Body:
+        await asyncio.to_thread(self.touch)
+        return await super().apply_status(body, manager)
+
+    async def create(self, body: Body, dry_run: bool = False) -> Body:
+        if body["kind"] == "Model":
+            await asyncio.to_thread(self.quicker)
+        return await super().create(body, dry_run)
+
+
+class Passes:
+    """Passes over one run in this process, one after another."""
+
+    def __init__(self, bench: Any) -> None:
+        self.bench, self.key = bench, RunKey("TrainingRun", bench.namespace, "run")
+        self._loop = asyncio.Runner()
+        self.cluster = self._loop.run(self._connect())
+        settings = Settings.model_validate({"requireGpuNodes": False})
+        self._reconciler = Reconciler(self.cluster, settings, lambda: datetime.now(UTC), None, Health(60))
+
+    async def _connect(self) -> Overtaken:
+        configuration = client.Configuration()
+        await config.load_kube_config(str(self.bench.server.kubeconfig()), client_configuration=configuration)
+        return Overtaken(configuration)
+
+    def look(self) -> float | None:
+        return self._loop.run(self._reconciler.look_at(self.key))
+
+    def call(self, work: Any) -> Any:
+        return self._loop.run(work)
+
+    def close(self) -> None:
+        self._loop.run(self.cluster.close())
+        self._loop.close()
+
+    def complaints(self) -> list[str]:
+        """The messages of the Events that say that nothing goes on."""
+        return [event["message"] for event in self.bench.get("events")["items"] if event["reason"] == "PassFailed"]
+
+
+@pytest.fixture
+def passes(make_bench: Any, api_server: Any, namespace: str) -> Iterator[Passes]:
+    made = Passes(make_bench(api_server, namespace))
+    yield made
+    made.close()
+
+
+@contextmanager
+def without(kind: str) -> Iterator[None]:
+    """The API server does not know a kind, as after its CRD was deleted."""
+    known = connection.RESOURCES[kind]
+    connection.RESOURCES[kind] = Resource(known.api_version, kind, "nothings")
+    try:
+        yield
+    finally:
+        connection.RESOURCES[kind] = known
+
+
+@contextmanager
+def no_jobs(bench: Any) -> Iterator[None]:
+    """The API server refuses every Job of the namespace."""
+    head = {"apiVersion": "admissionregistration.k8s.io/v1", "metadata": {"name": bench.namespace}}
+    rule = {"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["jobs"]}
+    here = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": bench.namespace}}}
+    validation = {"expression": "false", "message": "no Jobs on Sundays"}
+    policy = {"matchConstraints": {"resourceRules": [rule], **here}, "validations": [validation]}
+    binding = {"policyName": bench.namespace, "validationActions": ["Deny"]}
+    kinds = {"ValidatingAdmissionPolicy": policy, "ValidatingAdmissionPolicyBinding": binding}
+    for kind, spec in kinds.items():
+        bench.server.must("apply", "-f", "-", stdin={**head, "kind": kind, "spec": spec})
+    bench.wait(lambda: bench.server.kubectl(*A_JOB, bench.namespace).returncode)
+    try:
+        yield
+    finally:
+        for kind in kinds:
+            bench.server.must("delete", kind, bench.namespace)
+
+
+def test_conflicts_without_end_get_pauses_and_a_log_line(passes: Passes, caplog: pytest.LogCaptureFixture) -> None:
+    passes.bench.run()
+    counter = iter(range(100))
+    passes.cluster.touch = lambda: passes.bench.patch(
+        "trainingrun", "run", {"metadata": {"labels": {"touched": str(next(counter))}}}
+    )
+    assert [passes.look() for _ in range(5)] == [0, 0, 1, 2, 4]
+    lines = [record for record in caplog.records if record.levelno == logging.WARNING and "Conflict" in record.message]
+    assert [record.run for record in lines] == [str(passes.key)] * 3
+    (complaint,) = passes.complaints()
+    assert "Conflict" in complaint
+    del passes.cluster.touch
+    passes.look()
+    assert passes.bench.status()["state"] == "PlanReady"
+
+
+def test_one_conflict_is_nothing_to_tell(passes: Passes, caplog: pytest.LogCaptureFixture) -> None:
+    passes.bench.run()
+    for attempts in (4, 5, 6):
+        passes.bench.patch("trainingrun", "run", {"spec": {"maxAttempts": attempts}})
+        label = {"metadata": {"labels": {"touched": str(attempts)}}}
+        passes.cluster.touch = lambda label=label: passes.bench.patch("trainingrun", "run", label)
+        assert passes.look() == 0
+        del passes.cluster.touch
+        assert passes.look() != 0
+    assert passes.complaints() == [] and "Conflict" not in caplog.text
+
+
+def test_a_started_run_that_cannot_go_on_says_so(passes: Passes) -> None:
+    passes.bench.run()
+    passes.look()
+    passes.bench.confirm(suspend=True)
+    passes.look()
+    passes.bench.wait_for_state("Suspended")
+    with no_jobs(passes.bench):
+        passes.bench.patch("trainingrun", "run", {"spec": {"suspend": False}})
+        for number in range(5):
+            with pytest.raises(ApiError):
+                passes.look()
+            assert len(passes.complaints()) == (number >= 2)
+    assert "no Jobs on Sundays" in passes.complaints()[0]
+    passes.bench.wait(lambda: passes.bench.server.kubectl(*A_JOB, passes.bench.namespace).returncode == 0)
+    passes.look()
+    assert passes.bench.jobs() == ["run-t-preflight-1"]
+
+
+def finish_stages(passes: Passes) -> None:
+    """A run that shall put its result into a Model, up to the end of its last stage, which no pass has seen."""
+    passes.bench.run(output={"model": "tuned"})
+    passes.look()
+    passes.bench.confirm()
+    for stage in ("preflight", "data-prep", "lora"):
+        passes.look()
+        kind = ARTIFACTS.get(stage)
+        found = [{"kind": kind, "path": f"{kind}/x", "digest": "ab" * 32}] if kind else []
+        passes.bench.finish(f"run-t-{stage}-1", artifacts=found)
+
+
+def test_a_model_that_another_run_made_first_is_taken_as_it_is(passes: Passes) -> None:
+    bench = passes.bench
+    finish_stages(passes)
+    model = {"apiVersion": "training.mark.dev/v1alpha1", "kind": "Model", "metadata": {"name": "tuned"}}
+    passes.cluster.quicker = lambda: bench.apply({**model, "spec": {"family": "transformer"}})
+    assert passes.look() == 0
+    passes.look()
+    assert bench.status()["state"] == "Succeeded"
+    assert [version["run"] for version in bench.get("model", "tuned")["status"]["versions"]] == ["run"]
+
+
+def test_a_kind_that_is_missing_for_long_is_told_of(passes: Passes, caplog: pytest.LogCaptureFixture) -> None:
+    finish_stages(passes)
+    with without("Model"):
+        assert [passes.look() for _ in range(5)] == [1, 1, 1, 2, 4]
+    assert "404" in caplog.text and len(passes.complaints()) == 1
+    passes.look()
+    assert passes.bench.status()["state"] == "Succeeded"
+
+
+def test_a_later_job_of_the_same_name_is_left_alone(passes: Passes) -> None:
+    bench = passes.bench
+    container = {"name": "x", "image": "x"}
+    template = {"spec": {"restartPolicy": "Never", "containers": [container]}}
+    bench.apply({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "one"}, "spec": {"template": template}})
+    uid = bench.get("job", "one")["metadata"]["uid"]
+    with pytest.raises(ApiError) as refused:
+        passes.call(passes.cluster.set_suspend(bench.namespace, "one", "f" * len(uid), True))
+    assert refused.value.reason == "Conflict" and not bench.get("job", "one")["spec"]["suspend"]
+    passes.call(passes.cluster.annotate("Job", bench.namespace, "one", "f" * len(uid), {"step": "1"}))
+    assert "step" not in bench.get("job", "one")["metadata"].get("annotations", {})
+    passes.call(passes.cluster.set_suspend(bench.namespace, "one", uid, True))
+    assert bench.get("job", "one")["spec"]["suspend"] is True
