@@ -61,6 +61,9 @@ class Ledger:
 
     writes: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     calls: int = 0
+    """Mutating calls that were made, carried out or not."""
+    conflicts: int = 0
+    """Those that the API server itself refused, because somebody else had written in between."""
 
     def of(self, verb: str) -> dict[tuple[str, str], int]:
         """How often each object was the target of a verb."""
@@ -116,6 +119,8 @@ class FaultProxy:
         """All writes, whatever their namespace."""
         self.everywhere = Scene()
         """Trouble with the whole API server."""
+        self.lists = 0
+        """How often all TrainingRuns of a namespace, or of all, were listed."""
         self.url = ""
         self._scenes: defaultdict[str, Scene] = defaultdict(Scene)
         self._kill = kill
@@ -179,6 +184,7 @@ class FaultProxy:
         body = await request.read()
         if request.query.get("watch") in ("true", "1"):
             return await self._watch(request, namespace)
+        self.lists += _is_a_list(request)
         if not _counts(request):
             return await self._read(request, scene, body)
         return await self._write(request, namespace, body)
@@ -216,10 +222,12 @@ class FaultProxy:
 
     async def _carry_out(self, request: web.Request, scene: Scene, body: bytes) -> web.Response:
         status, content, kind = await self._forward(request, body)
-        if status < 300:
-            resource, name = _target(request.path, body)
-            for ledger in (self.ledger, scene.ledger):
+        resource, name = _target(request.path, body)
+        for ledger in (self.ledger, scene.ledger):
+            if status < 300:
                 ledger.writes[(request.method, resource, name)] += 1
+            # A create that finds its name taken is refused with the same code.
+            ledger.conflicts += status == 409 and request.method != "POST"
         return web.Response(status=status, body=content, content_type=kind)
 
     async def _read(self, request: web.Request, scene: Scene, body: bytes) -> web.Response:
@@ -317,6 +325,10 @@ def _is_a_look(request: web.Request) -> bool:
     """Whether this is how a pass over a run begins."""
     parts = request.path.split("/")
     return request.method == "GET" and len(parts) == 8 and parts[6] in ("trainingruns", "evalruns")
+
+
+def _is_a_list(request: web.Request) -> bool:
+    return request.method == "GET" and request.path.endswith("/trainingruns")
 
 
 def _namespace(path: str) -> str:
