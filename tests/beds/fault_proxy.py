@@ -57,13 +57,16 @@ class Trouble:
 
 @dataclass
 class Ledger:
-    """Every mutating call that the API server carried out, as (verb, resource, name)."""
+    """Every mutating call that the API server carried out, as (verb, resource, name), and every one that was made."""
 
     writes: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    calls: int = 0
-    """Mutating calls that were made, carried out or not."""
+    made: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     conflicts: int = 0
     """Those that the API server itself refused, because somebody else had written in between."""
+
+    @property
+    def calls(self) -> int:
+        return self.made.total()
 
     def of(self, verb: str) -> dict[tuple[str, str], int]:
         """How often each object was the target of a verb."""
@@ -191,8 +194,8 @@ class FaultProxy:
 
     async def _write(self, request: web.Request, namespace: str, body: bytes) -> web.StreamResponse:
         scene = self.scene(namespace)
-        self.ledger.calls += 1
-        scene.ledger.calls += 1
+        self.ledger.made[_call(request, body)] += 1
+        scene.ledger.made[_call(request, body)] += 1
         fault = scene.fault if scene.fault and scene.fault.at == scene.ledger.calls else None
         if fault is None:
             answer = await self._carry_out(request, scene, body)
@@ -222,10 +225,9 @@ class FaultProxy:
 
     async def _carry_out(self, request: web.Request, scene: Scene, body: bytes) -> web.Response:
         status, content, kind = await self._forward(request, body)
-        resource, name = _target(request.path, body)
         for ledger in (self.ledger, scene.ledger):
             if status < 300:
-                ledger.writes[(request.method, resource, name)] += 1
+                ledger.writes[_call(request, body)] += 1
             # A create that finds its name taken is refused with the same code.
             ledger.conflicts += status == 409 and request.method != "POST"
         return web.Response(status=status, body=content, content_type=kind)
@@ -340,6 +342,10 @@ def _namespace(path: str) -> str:
 
 def _passed_on(request: web.Request) -> dict[str, str]:
     return {name: value for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP}
+
+
+def _call(request: web.Request, body: bytes) -> tuple[str, str, str]:
+    return (request.method, *_target(request.path, body))
 
 
 def _target(path: str, body: bytes) -> tuple[str, str]:

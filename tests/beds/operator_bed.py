@@ -203,8 +203,8 @@ class Told:
     """What many stories came to, in their order; a text says which one never ended."""
 
     outcomes: list[Outcome | str]
-    late_writes: int
-    """Writes in the quiet cluster afterwards."""
+    late_writes: Counter[tuple[str, str, str]]
+    """Writes that were asked for in the quiet cluster afterwards."""
     late_lists: int
     """How often the operator listed all runs meanwhile."""
     starts: int
@@ -221,7 +221,7 @@ class Told:
         """Several tellings as one; the fewest lists that any of them saw."""
         return cls(
             outcomes=[outcome for one in told for outcome in one.outcomes],
-            late_writes=sum(one.late_writes for one in told),
+            late_writes=sum((one.late_writes for one in told), Counter[tuple[str, str, str]]()),
             late_lists=min((one.late_lists for one in told), default=0),
             starts=sum(one.starts for one in told),
             raised=sum((one.raised for one in told), Counter[str]()),
@@ -272,11 +272,11 @@ async def tell_all(
         ends = await asyncio.gather(*stories)
         await striking
         await _quiet(bed.proxy.ledger)
-        starts, calls, lists = bed.process.starts, bed.proxy.ledger.calls, bed.proxy.lists
+        starts, made, lists = bed.process.starts, bed.proxy.ledger.made.copy(), bed.proxy.lists
         if afterwards is not None:
             await bed.process.hand_over(timings=afterwards)
         await asyncio.sleep(longest_period(afterwards or timings) + 1)
-        late_writes, late_lists = bed.proxy.ledger.calls - calls, bed.proxy.lists - lists
+        late_writes, late_lists = bed.proxy.ledger.made - made, bed.proxy.lists - lists
         outcomes = [
             end if isinstance(end, str) else await _outcome(*place, bed.proxy, end) for end, place in zip(ends, places, strict=True)
         ]

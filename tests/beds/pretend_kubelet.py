@@ -38,6 +38,8 @@ class Ending:
     """Whether the container ignores SIGTERM, so that it is killed after its grace period."""
     clock_seconds: float = 0.0
     """How much the clock of the Pod's node is fast; negative for slow."""
+    together: int = 0
+    """How many ranks end at one moment, once all of them run; 0 for each by itself."""
     others: "Ending | None" = None
     """How the Pods of the other ranks end; absent for as this one."""
 
@@ -149,7 +151,13 @@ class PretendKubelet:
             await self._start(name, ending)
             self._due[uid] = now + ending.after_seconds
         elif phase == "Running" and ending is not None and now >= self._due[uid]:
-            await self._end(name, ending)
+            await (self._end_together(pod, ending.together) if ending.together else self._end(name, ending))
+
+    async def _end_together(self, pod: dict[str, Any], ranks: int) -> None:
+        job = pod["metadata"]["labels"]["job-name"]
+        pods = [one for one in self._known.values() if one["metadata"]["labels"].get("job-name") == job]
+        if sum(one["status"].get("phase") == "Running" for one in pods) == ranks:
+            await asyncio.gather(*(self._end(one["metadata"]["name"], self._endings[one["metadata"]["uid"]]) for one in pods))
 
     def _ending(self, pod: dict[str, Any]) -> Ending:
         labels = pod["metadata"]["labels"]

@@ -230,11 +230,11 @@ def _one_eviction(stage: str, attempt: int, turn: int) -> Ending:
 
 
 def _one_rank_evicted(stage: str, attempt: int, turn: int) -> Ending:
-    """The first rank's node takes it away; the other one fails for want of it, by its clock a little earlier. Both have ended when the Job controller looks, which it does within a second."""
+    """The first rank's node takes it away; the other one fails for want of it, by its own clock a little earlier."""
     if stage not in LONG or attempt > 1:
         return done(stage)
-    alone = replace(trouble(stage, ExitCode.MACHINE_TROUBLE), after_seconds=0.2, clock_seconds=-3.0)
-    return Ending(exit_code=137, reason="Error", disrupted=True, after_seconds=0.0, others=alone)
+    bereft = replace(trouble(stage, ExitCode.MACHINE_TROUBLE), clock_seconds=-3.0, together=2)
+    return Ending(exit_code=137, reason="Error", disrupted=True, together=2, others=bereft)
 
 
 def _no_image_at_first(stage: str, attempt: int, turn: int) -> Ending:
