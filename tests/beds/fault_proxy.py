@@ -57,10 +57,16 @@ class Trouble:
 
 @dataclass
 class Ledger:
-    """Every mutating call that the API server carried out, as (verb, resource, name)."""
+    """Every mutating call that the API server carried out, as (verb, resource, name), and every one that was made."""
 
     writes: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    calls: int = 0
+    made: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    conflicts: int = 0
+    """Those that the API server itself refused, because somebody else had written in between."""
+
+    @property
+    def calls(self) -> int:
+        return self.made.total()
 
     def of(self, verb: str) -> dict[tuple[str, str], int]:
         """How often each object was the target of a verb."""
@@ -116,6 +122,8 @@ class FaultProxy:
         """All writes, whatever their namespace."""
         self.everywhere = Scene()
         """Trouble with the whole API server."""
+        self.lists = 0
+        """How often all TrainingRuns of a namespace, or of all, were listed."""
         self.url = ""
         self._scenes: defaultdict[str, Scene] = defaultdict(Scene)
         self._kill = kill
@@ -179,14 +187,15 @@ class FaultProxy:
         body = await request.read()
         if request.query.get("watch") in ("true", "1"):
             return await self._watch(request, namespace)
+        self.lists += _is_a_list(request)
         if not _counts(request):
             return await self._read(request, scene, body)
         return await self._write(request, namespace, body)
 
     async def _write(self, request: web.Request, namespace: str, body: bytes) -> web.StreamResponse:
         scene = self.scene(namespace)
-        self.ledger.calls += 1
-        scene.ledger.calls += 1
+        self.ledger.made[_call(request, body)] += 1
+        scene.ledger.made[_call(request, body)] += 1
         fault = scene.fault if scene.fault and scene.fault.at == scene.ledger.calls else None
         if fault is None:
             answer = await self._carry_out(request, scene, body)
@@ -216,10 +225,11 @@ class FaultProxy:
 
     async def _carry_out(self, request: web.Request, scene: Scene, body: bytes) -> web.Response:
         status, content, kind = await self._forward(request, body)
-        if status < 300:
-            resource, name = _target(request.path, body)
-            for ledger in (self.ledger, scene.ledger):
-                ledger.writes[(request.method, resource, name)] += 1
+        for ledger in (self.ledger, scene.ledger):
+            if status < 300:
+                ledger.writes[_call(request, body)] += 1
+            # A create that finds its name taken is refused with the same code.
+            ledger.conflicts += status == 409 and request.method != "POST"
         return web.Response(status=status, body=content, content_type=kind)
 
     async def _read(self, request: web.Request, scene: Scene, body: bytes) -> web.Response:
@@ -319,6 +329,10 @@ def _is_a_look(request: web.Request) -> bool:
     return request.method == "GET" and len(parts) == 8 and parts[6] in ("trainingruns", "evalruns")
 
 
+def _is_a_list(request: web.Request) -> bool:
+    return request.method == "GET" and request.path.endswith("/trainingruns")
+
+
 def _namespace(path: str) -> str:
     """The namespace that a call is about; empty for the whole cluster."""
     parts = path.split("/")
@@ -328,6 +342,10 @@ def _namespace(path: str) -> str:
 
 def _passed_on(request: web.Request) -> dict[str, str]:
     return {name: value for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP}
+
+
+def _call(request: web.Request, body: bytes) -> tuple[str, str, str]:
+    return (request.method, *_target(request.path, body))
 
 
 def _target(path: str, body: bytes) -> tuple[str, str]:

@@ -5,18 +5,22 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import secrets
 import signal
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from control_plane import ApiServer
 from fault_proxy import Ailment, Fault, FaultProxy, Ledger, Trouble
+from mark_crds import names
 from pretend_kubelet import PretendKubelet, Script
+from pretend_trainer import PretendTrainer
 from rest import Refused, Rest
 from workloads import CLAIM, Person, Workload
 
@@ -27,13 +31,17 @@ UNHURRIED = {**QUICK, "leaseSeconds": 30, "renewSeconds": 5, "checkSeconds": 60,
 # The same, and a killed operator's successor need not wait long.
 REPLACED_SOON = {**UNHURRIED, "leaseSeconds": 6, "renewSeconds": 1}
 # A crowd of stories: the Lease lasts, and what the watch misses is found soon.
-CROWDED = {**QUICK, "leaseSeconds": 30, "renewSeconds": 5, "relistSeconds": 10, "checkSeconds": 10, "activeSeconds": 10}
+CROWDED = {**QUICK, "leaseSeconds": 30, "renewSeconds": 5, "relistSeconds": 6, "checkSeconds": 6, "activeSeconds": 6}
 # One story whose operator is killed: its successor need not wait long for the Lease.
-ALONE = {**QUICK, "leaseSeconds": 5, "renewSeconds": 1}
+ALONE = {**QUICK, "leaseSeconds": 5, "renewSeconds": 1, "relistSeconds": 2}
 # As in a cluster, but for the pauses between attempts: only the clock of the operator's own making heals what the watch lost.
 AS_INSTALLED = {"firstRetrySeconds": 1, "longestRetrySeconds": 2}
 RESTART_PAUSES = (0.1, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0)
-QUIET_SECONDS = 3.0
+# What the operator does from time to time, whatever happens.
+PERIODS = ("relistSeconds", "checkSeconds", "activeSeconds")
+HAND_OVER_SECONDS = 60.0
+# The exception at the end of a traceback, also where several are drawn with bars.
+EXCEPTION = re.compile(r"^[ |]*([\w.]+(?:Error|Exception|Interrupt))\b", re.MULTILINE)
 CONTROLLER_SECONDS = 30.0
 # Children that a run may own; Pods belong to their Jobs.
 CHILDREN = {"jobs": "/apis/batch/v1", "configmaps": "/api/v1", "services": "/api/v1", "pods": "/api/v1"}
@@ -76,6 +84,25 @@ class OperatorProcess:
     def log(self) -> str:
         return self._log.read_text()
 
+    @property
+    def raised(self) -> Counter[str]:
+        """How often which exception stands in its log, caught or not."""
+        lines = self.log.splitlines()
+        bare = "\n".join(line for line in lines if not line.startswith("{"))
+        caught = [json.loads(line).get("error", "") for line in lines if line.startswith("{")]
+        kinds = [*(EXCEPTION.findall(error)[-1] for error in caught if error), *EXCEPTION.findall(bare)]
+        return Counter(kind.rsplit(".", 1)[-1] for kind in kinds)
+
+    async def hand_over(self, **settings: Any) -> None:
+        """Stop it as the kubelet does, and wait until its successor leads, with other settings."""
+        assert self._process is not None
+        self.change(**settings)
+        led, end = self.log.count("leading as"), asyncio.get_running_loop().time() + HAND_OVER_SECONDS
+        self._process.terminate()
+        while self.log.count("leading as") == led:
+            assert asyncio.get_running_loop().time() < end, self.log[-2000:]
+            await asyncio.sleep(0.1)
+
     async def kill(self) -> None:
         """As a node failure would: no word of farewell."""
         if self._process is not None and self._process.returncode is None:
@@ -115,20 +142,26 @@ class Case:
 class Outcome:
     """What a story came to."""
 
-    state: str
-    reasons: dict[str, str]
+    run: Body
+    """What a fault must not change of the run's status."""
+    models: dict[str, list[str]]
+    """The versions of each registry entry."""
+    events: Counter[str]
+    """How often each reason was told in Events of the run."""
     children: dict[str, str]
     creates: dict[tuple[str, str], int]
     deletes: dict[tuple[str, str], int]
     calls: int
+    """Writes that were carried out."""
     struck: bool
     """Whether the fault or trouble came about."""
-    looked_after: float | None = None
-    """Seconds from the end of the trouble to the first look at the run."""
+    went_on_after: float | None = None
+    """Seconds from the end of the trouble to the first look at the run, or to the story's end if that came first; negative when it was over before."""
 
     def comparable(self) -> Body:
-        """What a fault must not change."""
-        return {"state": self.state, "reasons": self.reasons, "children": self.children, "creates": self.creates, "deletes": self.deletes}
+        """What a fault must not change; Events may be lost."""
+        own = {"models": self.models, "children": self.children, "creates": self.creates, "deletes": self.deletes}
+        return {**self.run, **own}
 
 
 @asynccontextmanager
@@ -152,8 +185,8 @@ async def stage(
 
 
 @asynccontextmanager
-async def _at_work(process: OperatorProcess, proxy: FaultProxy, *kubelets: PretendKubelet) -> AsyncIterator[None]:
-    tasks = [asyncio.create_task(process.run(proxy.url)), *(asyncio.create_task(kubelet.run()) for kubelet in kubelets)]
+async def _at_work(process: OperatorProcess, proxy: FaultProxy, *players: PretendKubelet | PretendTrainer) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(process.run(proxy.url)), *(asyncio.create_task(player.run()) for player in players)]
     try:
         yield
     finally:
@@ -170,12 +203,30 @@ class Told:
     """What many stories came to, in their order; a text says which one never ended."""
 
     outcomes: list[Outcome | str]
-    late_writes: int
-    """Writes in the quiet cluster afterwards."""
+    late_writes: Counter[tuple[str, str, str]]
+    """Writes that were asked for in the quiet cluster afterwards."""
+    late_lists: int
+    """How often the operator listed all runs meanwhile."""
     starts: int
-    """How often the operator was started."""
+    """How often the operator was started until then."""
+    raised: Counter[str] = field(default_factory=Counter)
+    """How often which exception stands in its log."""
+    conflicts: int = 0
+    """Writes that the API server refused because somebody else had written in between."""
     looked_after: float | None = None
     """Seconds from the end of the partition to the first look at any run."""
+
+    @classmethod
+    def together(cls, told: Sequence["Told"]) -> "Told":
+        """Several tellings as one; the fewest lists that any of them saw."""
+        return cls(
+            outcomes=[outcome for one in told for outcome in one.outcomes],
+            late_writes=sum((one.late_writes for one in told), Counter[tuple[str, str, str]]()),
+            late_lists=min((one.late_lists for one in told), default=0),
+            starts=sum(one.starts for one in told),
+            raised=sum((one.raised for one in told), Counter[str]()),
+            conflicts=sum(one.conflicts for one in told),
+        )
 
 
 @dataclass(frozen=True)
@@ -190,38 +241,55 @@ class Crowd:
 
 @asynccontextmanager
 async def crowd(server: ApiServer, cases: Sequence[Case], log: Path, **settings: Any) -> AsyncIterator[Crowd]:
-    """A namespace with a claim and a pretend kubelet for each case, and one operator for all."""
+    """A namespace with a claim, a pretend kubelet and pretend trainers for each case, and one operator for all."""
     async with Rest(server.url, server.tokens["admin"], str(server.certificate)) as rest:
         home, *namespaces = [await make_namespace(rest) for _ in range(len(cases) + 1)]
         process = OperatorProcess(server, home, log, **{"watch_namespaces": namespaces, **settings})
         async with FaultProxy(server.url, str(server.certificate), process.kill) as proxy:
             places = list(zip(namespaces, cases, strict=True))
             kubelets = [PretendKubelet(rest, namespace, case.workload.script) for namespace, case in places]
-            async with _at_work(process, proxy, *kubelets):
+            trainers = [PretendTrainer(rest, namespace) for namespace in namespaces]
+            async with _at_work(process, proxy, *kubelets, *trainers):
                 people = [Person(rest, namespace, case.workload.kind, "run") for namespace, case in places]
                 yield Crowd(people, namespaces, proxy, process)
 
 
 async def tell_all(
-    server: ApiServer, cases: Sequence[Case], log: Path, *, patience: float = 120, partition: Partition | None = None, **settings: Any
+    server: ApiServer,
+    cases: Sequence[Case],
+    log: Path,
+    *,
+    timings: Body,
+    afterwards: Body | None = None,
+    patience: float = 120,
+    partition: Partition | None = None,
 ) -> Told:
-    """Many stories at once, each in a namespace of its own, to one operator."""
-    async with crowd(server, cases, log, **settings) as bed:
+    """Many stories at once, each in a namespace of its own, to one operator; with `afterwards`, these are the timings of one that takes over in the quiet cluster."""
+    async with crowd(server, cases, log, timings=timings) as bed:
         places = list(zip(bed.people, bed.namespaces, strict=True))
         striking = asyncio.create_task(_strike(bed.proxy, partition))
         stories = [_story(*place, bed.proxy, case, patience) for place, case in zip(places, cases, strict=True)]
-        problems = await asyncio.gather(*stories)
+        ends = await asyncio.gather(*stories)
         await striking
         await _quiet(bed.proxy.ledger)
-        calls = bed.proxy.ledger.calls
-        await asyncio.sleep(QUIET_SECONDS)
-        late = bed.proxy.ledger.calls - calls
-        outcomes = [problem or await _outcome(*place, bed.proxy) for problem, place in zip(problems, places, strict=True)]
-        return Told(outcomes, late, bed.process.starts, bed.proxy.everywhere.looked_after)
+        starts, made, lists = bed.process.starts, bed.proxy.ledger.made.copy(), bed.proxy.lists
+        if afterwards is not None:
+            await bed.process.hand_over(timings=afterwards)
+        await asyncio.sleep(longest_period(afterwards or timings) + 1)
+        late_writes, late_lists = bed.proxy.ledger.made - made, bed.proxy.lists - lists
+        outcomes = [
+            end if isinstance(end, str) else await _outcome(*place, bed.proxy, end) for end, place in zip(ends, places, strict=True)
+        ]
+        conflicts, looked_after = bed.proxy.ledger.conflicts, bed.proxy.everywhere.looked_after
+        return Told(outcomes, late_writes, late_lists, starts, bed.process.raised, conflicts, looked_after)
 
 
-async def _story(person: Person, namespace: str, proxy: FaultProxy, case: Case, patience: float) -> str:
-    """Tell it; the words of whatever it waited for in vain."""
+def longest_period(timings: Body) -> float:
+    return float(max(timings[period] for period in PERIODS))
+
+
+async def _story(person: Person, namespace: str, proxy: FaultProxy, case: Case, patience: float) -> float | str:
+    """Tell it; when it was over, or the words of whatever it waited for in vain."""
     person.patience = patience
     scene = proxy.scene(namespace)
     scene.fault = case.fault
@@ -233,9 +301,10 @@ async def _story(person: Person, namespace: str, proxy: FaultProxy, case: Case, 
         await case.workload.story(person)
     except AssertionError as error:
         return str(error)
+    over_at = asyncio.get_running_loop().time()
     while scene.trouble is not None and scene.struck and not scene.healed:
         await asyncio.sleep(0.5)
-    return ""
+    return over_at
 
 
 async def _strike(proxy: FaultProxy, partition: Partition | None) -> None:
@@ -255,15 +324,49 @@ async def _quiet(ledger: Ledger, seconds: float = 1.5) -> None:
         await asyncio.sleep(seconds)
 
 
-async def _outcome(person: Person, namespace: str, proxy: FaultProxy) -> Outcome:
-    scene, state, reasons = proxy.scene(namespace), "(deleted)", {}
+async def _outcome(person: Person, namespace: str, proxy: FaultProxy, over_at: float) -> Outcome:
+    scene, run = proxy.scene(namespace), {"state": "(deleted)"}
     with contextlib.suppress(Refused):
-        status = (await person.see())["status"]
-        state = status.get("state", "")
-        reasons = {item["type"]: f"{item['status']} {item['reason']}" for item in status.get("conditions", [])}
-    children = await _children_at_rest(person.rest, namespace, gone=state == "(deleted)")
+        run = _of_the_status((await person.see())["status"])
+    children = await _children_at_rest(person.rest, namespace, gone=run["state"] == "(deleted)")
+    models, events = await _models(person.rest, namespace), await _events(person.rest, namespace)
     creates, deletes = scene.ledger.of("POST"), scene.ledger.of("DELETE")
-    return Outcome(state, reasons, children, creates, deletes, scene.ledger.calls, scene.struck, scene.looked_after)
+    over_after = over_at - scene.ends_at
+    went_on_after = over_after if scene.looked_after is None else min(scene.looked_after, over_after)
+    calls = scene.ledger.writes.total()
+    return Outcome(run, models, events, children, creates, deletes, calls, scene.struck, went_on_after if scene.healed else None)
+
+
+def _of_the_status(status: Body) -> Body:
+    """All of a status but times, messages and how far the progress came."""
+    result = status.get("result", {})
+    return {
+        "state": status.get("state", ""),
+        "reasons": {item["type"]: f"{item['status']} {item['reason']}" for item in status.get("conditions", [])},
+        "stages": [_of_the_stage(entry) for entry in status.get("stages", [])],
+        "result": {**result, "artifacts": sorted(item["digest"] for item in result.get("artifacts", []))},
+        "ended": "finishedAt" in status,
+        "told of progress": "progress" in status,
+    }
+
+
+def _of_the_stage(entry: Body) -> Body:
+    failure = entry.get("failure", {}).get("reason")
+    published = [f"{item['kind']} {item['digest']}" for item in entry.get("artifacts", [])]
+    kept = {field: entry.get(field) for field in ("stage", "state", "job", "attempt", "countedFailures")}
+    return {**kept, "failure": failure, "artifacts": published}
+
+
+async def _models(rest: Rest, namespace: str) -> dict[str, list[str]]:
+    """The versions of each registry entry, and what was judged of them."""
+    found = (await rest.get(f"/apis/{names.API_VERSION}/namespaces/{namespace}/models"))["items"]
+    versions = {item["metadata"]["name"]: item.get("status", {}).get("versions", []) for item in found}
+    return {name: [f"{one['digest']} {one.get('passed')}" for one in some] for name, some in versions.items()}
+
+
+async def _events(rest: Rest, namespace: str) -> Counter[str]:
+    found = (await rest.get(f"/api/v1/namespaces/{namespace}/events"))["items"]
+    return Counter(item["reason"] for item in found if item.get("reportingComponent") == "mark-operator")
 
 
 async def _children_at_rest(rest: Rest, namespace: str, gone: bool) -> dict[str, str]:

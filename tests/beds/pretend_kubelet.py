@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mark_crds import names
@@ -36,6 +36,10 @@ class Ending:
     """Whether the Pod fails as a whole, and its container is never heard of."""
     deaf: bool = False
     """Whether the container ignores SIGTERM, so that it is killed after its grace period."""
+    clock_seconds: float = 0.0
+    """How much the clock of the Pod's node is fast; negative for slow."""
+    together: int = 0
+    """How many ranks end at one moment, once all of them run; 0 for each by itself."""
     others: "Ending | None" = None
     """How the Pods of the other ranks end; absent for as this one."""
 
@@ -147,7 +151,13 @@ class PretendKubelet:
             await self._start(name, ending)
             self._due[uid] = now + ending.after_seconds
         elif phase == "Running" and ending is not None and now >= self._due[uid]:
-            await self._end(name, ending)
+            await (self._end_together(pod, ending.together) if ending.together else self._end(name, ending))
+
+    async def _end_together(self, pod: dict[str, Any], ranks: int) -> None:
+        job = pod["metadata"]["labels"]["job-name"]
+        pods = [one for one in self._known.values() if one["metadata"]["labels"].get("job-name") == job]
+        if sum(one["status"].get("phase") == "Running" for one in pods) == ranks:
+            await asyncio.gather(*(self._end(one["metadata"]["name"], self._endings[one["metadata"]["uid"]]) for one in pods))
 
     def _ending(self, pod: dict[str, Any]) -> Ending:
         labels = pod["metadata"]["labels"]
@@ -169,7 +179,7 @@ class PretendKubelet:
 
     async def _end(self, name: str, ending: Ending) -> None:
         words = json.dumps(ending.result.to_dict()) if ending.result else ending.words or ""
-        terminated = {"exitCode": ending.exit_code, "reason": ending.reason, "message": words, "finishedAt": _now()}
+        terminated = {"exitCode": ending.exit_code, "reason": ending.reason, "message": words, "finishedAt": _now(ending.clock_seconds)}
         status: dict[str, Any] = {"phase": "Succeeded" if ending.exit_code == 0 else "Failed"}
         if not ending.wordless:
             status["containerStatuses"] = [_container({"terminated": terminated}, ready=False)]
@@ -192,5 +202,5 @@ def _container(state: dict[str, Any], *, ready: bool) -> dict[str, Any]:
     return {"name": names.TRAINER_CONTAINER, "image": "trainer", "imageID": "trainer", "ready": ready, "restartCount": 0, "state": state}
 
 
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def _now(fast_seconds: float = 0.0) -> str:
+    return (datetime.now(UTC) + timedelta(seconds=fast_seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")

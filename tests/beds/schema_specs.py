@@ -123,7 +123,7 @@ def _within(block: Body, name: str, otherwise: str, holds: Any) -> None:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A manifest's spec with one mistake, and the last part of the path to it, which the refusal must name."""
+    """A manifest's spec with one mistake, and the path to it, which the refusal must name."""
 
     spec: Body
     field: str
@@ -135,7 +135,8 @@ def mistakes(spec: Body, schema: Schema, dice: random.Random) -> Mistake:
     spots = list(_spots((), spec, schema))
     path, inner = dice.choice(spots)
     what, value = dice.choice(list(_wrong(inner)))
-    return Mistake(_with(spec, path, value), path[-1] if what != "unknown field" else "surprise", f"{what} at {'.'.join(path)}")
+    place = ".".join(("spec", *path, *(("surprise",) if what == "unknown field" else ())))
+    return Mistake(_with(spec, path, value), place, f"{what} at {place}")
 
 
 def _spots(path: tuple[str, ...], value: Body, schema: Schema) -> Iterator[tuple[tuple[str, ...], Schema]]:

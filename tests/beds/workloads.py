@@ -7,6 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from kueue import Kueue
 from mark_crds import names
 from mark_crds.job_output import ExitCode
 from pretend_kubelet import NEVER, Ending, Script, adopted, done, trouble
@@ -29,6 +30,7 @@ class Person:
         self.runs = f"/apis/{names.API_VERSION}/namespaces/{namespace}/{names.PLURALS[kind]}"
         self.jobs = f"/apis/batch/v1/namespaces/{namespace}/jobs"
         self.path = f"{self.runs}/{name}"
+        self.queue = Kueue(rest, namespace)
         self.kind, self._name = kind, name
         self.patience = WAIT_SECONDS
 
@@ -81,8 +83,19 @@ class Person:
         def is_held(job: Body) -> bool:
             return bool(job["spec"].get("suspend")) and not job["status"].get("active") and not job["status"].get("terminating")
 
-        path = f"{self.jobs}/{names.job_name(self.kind, self._name, stage, 1)}"
+        path = f"{self.jobs}/{self.first_job(stage)}"
         await self._until(self.jobs, path, is_held, f"without Pods of stage {stage}")
+
+    def first_job(self, stage: str) -> str:
+        """The name of the Job of the stage's first attempt."""
+        return names.job_name(self.kind, self._name, stage, 1)
+
+    async def without_jobs(self) -> None:
+        """Look until the run has no Job."""
+        end = asyncio.get_running_loop().time() + self.patience
+        while found := (await self.rest.get(self.jobs))["items"]:
+            assert asyncio.get_running_loop().time() < end, f"{self._name} keeps {[job['metadata']['name'] for job in found]}"
+            await asyncio.sleep(0.2)
 
     async def stage_running(self, stage: str) -> Body:
         def runs(run: Body) -> bool:
@@ -141,6 +154,39 @@ async def _suspend_and_resume(person: Person) -> None:
     await person.in_state("Succeeded")
 
 
+async def _leave_the_queue(person: Person) -> None:
+    """Suspended while the first Job waits for its queue, which the Job leaves; and back again."""
+    await person.confirm()
+    await person.in_state("Queued")
+    await person.change(suspend=True)
+    await person.in_state("Suspended")
+    await person.without_jobs()
+    await person.change(suspend=False)
+    async with person.queue.admitting():
+        await person.in_state("Succeeded")
+
+
+async def _be_evicted(person: Person) -> None:
+    """The queue admits each Job, takes the longest one's admission back, and admits it again."""
+    await person.confirm()
+    async with person.queue.admitting():
+        await person.stage_running(person.work)
+    await person.queue.evict(person.first_job(person.work))
+    await person.until(_is_evicted, "evicted")
+    async with person.queue.admitting():
+        await person.in_state("Succeeded")
+
+
+def _is_evicted(run: Body) -> bool:
+    conditions = run.get("status", {}).get("conditions", ())
+    return any((item["type"], item["reason"]) == ("Admitted", "Evicted") for item in conditions)
+
+
+async def _to_clean_up(person: Person) -> None:
+    await _to_success(person)
+    await person.without_jobs()
+
+
 async def _cancel(person: Person) -> None:
     await person.confirm()
     await person.stage_running(person.work)
@@ -183,6 +229,18 @@ def _one_eviction(stage: str, attempt: int, turn: int) -> Ending:
     return Ending(exit_code=137, reason="Error", disrupted=True) if stage in LONG and attempt == 1 else done(stage)
 
 
+def _one_rank_evicted(stage: str, attempt: int, turn: int) -> Ending:
+    """The first rank's node takes it away; the other one fails for want of it, by its own clock a little earlier."""
+    if stage not in LONG or attempt > 1:
+        return done(stage)
+    bereft = replace(trouble(stage, ExitCode.MACHINE_TROUBLE), clock_seconds=-3.0, together=2)
+    return Ending(exit_code=137, reason="Error", disrupted=True, together=2, others=bereft)
+
+
+def _no_image_at_first(stage: str, attempt: int, turn: int) -> Ending:
+    return Ending(waits="ErrImagePull: manifest unknown") if stage in LONG and attempt == 1 else done(stage)
+
+
 def _endless(stage: str, attempt: int, turn: int) -> Ending:
     return replace(done(stage), after_seconds=NEVER) if stage in LONG else done(stage)
 
@@ -207,11 +265,22 @@ STORIES = (
     Workload("confirm", _read_again),
     Workload("adopt", _to_adoption, _done_before),
 )
+# Whatever counts as a failure ends the run.
+ONE_ATTEMPT: Body = {"maxAttempts": 1}
+QUEUED: Body = {**ONE_ATTEMPT, "queueName": "research"}
+# Longer than a Pod takes to start on a busy machine.
+PENDING: Body = {"pendingDeadlineSeconds": 15}
+TTL: Body = {"ttlSecondsAfterFinished": 3}
 MULTI_NODE: Body = {"resources": {"nodes": 2, "cpu": "1", "memory": "1Gi"}}
 WORKLOADS = (
     *STORIES,
     Workload("multi-node", _to_success, spec=MULTI_NODE),
     Workload("multi-node-retry", _to_success, _one_retry, spec=MULTI_NODE),
+    Workload("multi-node-evict", _to_success, _one_rank_evicted, spec={**MULTI_NODE, **ONE_ATTEMPT}),
+    Workload("leave-queue", _leave_the_queue, spec=QUEUED),
+    Workload("evict-from-queue", _be_evicted, _endless_until_suspended, spec=QUEUED),
+    Workload("pending", _to_success, _no_image_at_first, spec=PENDING),
+    Workload("clean-up", _to_clean_up, spec=TTL),
     Workload("all-stages", _to_success, spec={"stages": ["ingest", "dataPrep", "lora", "eval"]}),
     *(replace(story, name=f"evaluate-{story.name}", kind="EvalRun") for story in STORIES),
 )

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import click
 import pytest
+from lies import LIES
 from mark_operator.cli.main import mark
 from mark_operator.messages import SENTENCES
 from mark_trainer import report
+from workloads import WORKLOADS
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("runbook.md", "install.md", "opt-in.md", "metrics.md", "queues.md", "guarantees.md")
@@ -43,6 +45,27 @@ def test_links_lead_somewhere(document: Path) -> None:
         file = document.parent / path if path else document
         assert file.exists(), target
         assert not anchor or anchor in _anchors(file), target
+
+
+def guarantees() -> list[list[str]]:
+    """The rows of the table of guarantees, cell by cell; not its headings, nor those of its themes."""
+    lines = (ROOT / "docs" / "guarantees.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    return [row for row in rows[1:] if not row[0].startswith("**")]
+
+
+@pytest.mark.parametrize("row", guarantees(), ids=lambda row: row[0][:40])
+def test_a_guarantee_names_its_tests(row: list[str]) -> None:
+    assert len(row) == 4
+    links = re.findall(r"\[(test_\w+)\]\(([^)]+\.py)\)", row[3])
+    assert links and row[3].count("](") == len(links), "each test is a link by its function's name"
+    for name, path in links:
+        assert re.search(rf"^def {name}\(", (ROOT / "docs" / path).read_text(), re.MULTILINE), f"{path} has no {name}"
+
+
+def test_guarantees_count_what_there_is() -> None:
+    words = (ROOT / "docs" / "guarantees.md").read_text()
+    assert f"{len(WORKLOADS)} in all" in words and f"| {len(LIES)} ways: " in words
 
 
 def _anchors(document: Path) -> set[str]:

@@ -1,6 +1,7 @@
 """One training by two Pods: they meet by name, share every step, and publish one adapter. It goes on without the operator."""
 
 import json
+import re
 import secrets
 import subprocess
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import demo
 import pytest
 import tiny_training
 from cluster_run import OPERATOR, Kubectl, Run, until
+from local_cluster import containers, uses_current_context
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -108,6 +110,33 @@ def test_training_goes_on_while_the_release_is_uninstalled_and_is_taken_up_by_th
     assert [(stage["attempt"], stage["countedFailures"]) for stage in status["stages"]] == [(1, 0)] * len(status["stages"])
     assert job_of(kubectl, namespace, "released")["metadata"]["uid"] == before
     assert authority_uid(kubectl) == authority, "Pods trust no other"
+
+
+@pytest.mark.skipif(uses_current_context(), reason="only the local cluster's own node lets a container be killed")
+def test_a_rank_that_is_killed_ends_the_attempt_and_the_next_one_goes_on_from_the_checkpoint(kubectl: Kubectl, namespace: str) -> None:
+    """Killed in the middle of training without a word, as for want of memory; the other rank waits for it in vain."""
+    run = start(kubectl, namespace, "killed-rank", epochs=60)
+    run.working_on("lora")
+    kept = run.until(lambda status: status.get("lastCheckpoint", {}).get("step"), "a first checkpoint")
+    container = pod_of(kubectl, namespace, "killed-rank-t-lora-1", rank=1)["status"]["containerStatuses"][0]["containerID"]
+    containers.ctr("tasks", "kill", "--signal", "SIGKILL", container.removeprefix("containerd://"))
+    run.until(lambda status: lora_of(status).get("attempt") == 2, "a second attempt")
+    status = run.ended()
+    assert status["state"] == "Succeeded", status
+    assert (lora_of(status)["attempt"], lora_of(status)["countedFailures"]) == (2, 1)
+    first = pod_of(kubectl, namespace, "killed-rank-t-lora-2", rank=0)["metadata"]["name"]
+    (went_on,) = re.findall(r"goes on from step-(\d+) of \d+ steps", kubectl("logs", first, "-n", namespace))
+    assert int(went_on) >= kept > 0
+
+
+def pod_of(kubectl: Kubectl, namespace: str, job: str, rank: int) -> dict[str, Any]:
+    label = f"job-name={job},batch.kubernetes.io/job-completion-index={rank}"
+    (pod,) = json.loads(kubectl("get", "pods", "-n", namespace, "-l", label, "-o", "json"))["items"]
+    return pod
+
+
+def lora_of(status: dict[str, Any]) -> dict[str, Any]:
+    return next((stage for stage in status.get("stages", []) if stage["stage"] == "lora"), {})
 
 
 def authority_uid(kubectl: Kubectl) -> str:

@@ -38,7 +38,9 @@ def references(plane: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> di
     """The undisturbed outcome of each story."""
     log = tmp_path_factory.mktemp("references") / "operator.log"
     told = asyncio.run(tell_all(plane, [Case(workload) for workload in WORKLOADS], log, timings=CROWDED))
-    assert told.late_writes == 0
+    assert not told.late_writes and told.late_lists > 0, told.late_writes
+    assert told.starts == 1 and not told.raised, told.raised
+    assert told.conflicts > 0, "nobody wrote between a look and a write, as trainers do"
     outcomes = dict(zip((workload.name for workload in WORKLOADS), told.outcomes, strict=True))
     broken = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, str)}
     assert not broken, broken

@@ -155,7 +155,7 @@ def test_a_life_without_trouble() -> None:
     assert version["planHash"] == status.plan.hash and version["evaluation"] == "eval/x"  # type: ignore[union-attr]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from([*ENDS, "nothing"]), st.integers(0, 4), st.integers(1, 20)), max_size=30))
 def test_any_order_of_ends_looks_and_crashes(story: list[tuple[str, int, int]]) -> None:
     world = confirmed(maxAttempts=3)
@@ -175,7 +175,7 @@ def test_any_order_of_ends_looks_and_crashes(story: list[tuple[str, int, int]]) 
     assert world.look().create == () and world.decide().status in (None, world.status)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from(["done", "suspend", "resume", "cancel", "nothing"]), max_size=20))
 def test_people_may_hold_and_cancel_at_any_time(story: list[str]) -> None:
     world = confirmed()

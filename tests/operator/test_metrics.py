@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mark_crds.metrics import METRICS_KEY, POINTS_LIMIT, SERIES_LIMIT, Metrics
 from mark_operator.metrics import Told, config_map, extended, is_name, read_metrics
@@ -106,7 +106,6 @@ values = st.none() | st.floats() | st.integers() | st.text(max_size=8)
 names_told = st.sampled_from(["step", "loss", "checkpointStep", "checkpointAgeSeconds", "x"])
 
 
-@settings(deadline=None)
 @given(st.lists(st.dictionaries(names_told, values, max_size=5), max_size=4))
 def test_no_post_breaks_what_is_stored(bodies: list[dict[str, Any]]) -> None:
     metrics = None

@@ -5,6 +5,7 @@ No kubelet and no controller is there: the tests write what Jobs and Pods would 
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -71,6 +72,16 @@ class Operator:
         if self._process is not None:
             self._process.kill()
             self._process.wait(20)
+
+    def send(self, number: signal.Signals) -> None:
+        """A signal, such as SIGSTOP, which stands for a machine that halts and goes on."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def ended(self, seconds: float) -> int:
+        """Its exit status, once it has ended by itself."""
+        assert self._process is not None
+        return self._process.wait(seconds)
 
     def wait_for_log(self, words: str) -> None:
         end = time.monotonic() + 60

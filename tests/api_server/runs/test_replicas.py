@@ -2,15 +2,19 @@
 
 import asyncio
 import json
+import signal
 import socket
 import threading
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from audit_log import AuditLog, writes_of
+from control_plane import AUDITED
 from kubernetes.aio import client, config
 from mark_operator.cluster import ApiError, Cluster
 from mark_operator.settings import Settings
@@ -121,6 +125,34 @@ def test_a_leader_that_is_told_to_stop_hands_over_at_once(alone: Any, bench: Any
     assert lease.get("holderIdentity", "") == "" or "leading" in second.log
     bench.confirm()
     bench.wait_for_job("run-t-preflight-1", seconds=30)
+
+
+@pytest.mark.slow
+def test_a_leader_that_stood_still_writes_nothing_when_it_goes_on(alone: Any, bench: Any, api_server: Any) -> None:
+    """As on a machine that halts for a while. One story, each Job once."""
+    first, second = alone("first"), alone("second")
+    first.use(api_server.kubeconfig(AUDITED))  # its calls alone are written down
+    first.start()
+    bench.run()
+    bench.wait_for_state("PlanReady", seconds=60)
+    second.start()
+    second.wait_for_log("standing by")
+    bench.confirm()
+    bench.finish("run-t-preflight-1")
+    bench.wait_for_job("run-t-data-prep-1")
+    # What it hears last is for it to act on; by then the other one has.
+    bench.finish("run-t-data-prep-1", artifacts=[artifact("dataset")])
+    first.send(signal.SIGSTOP)
+    second.wait_for_log("leading")
+    bench.wait_for_job("run-t-lora-1", seconds=60)
+    audit = AuditLog(api_server.audit_log)
+    first.send(signal.SIGCONT)
+    assert first.ended(30) == 1 and "LeaseLostError" in first.log
+    bench.finish("run-t-lora-1", artifacts=[artifact("adapter")])
+    bench.wait_for_state("Succeeded")
+    assert writes_of(audit.take(), bench.namespace) == Counter()
+    assert bench.jobs() == ["run-t-data-prep-1", "run-t-lora-1", "run-t-preflight-1"]
+    assert [(stage["attempt"], stage["countedFailures"]) for stage in bench.status()["stages"]] == [(1, 0)] * 3
 
 
 def test_a_restart_over_finished_runs_writes_nothing(alone: Any, bench: Any) -> None:

@@ -1,4 +1,4 @@
-"""Queues and priorities on a real API server: Kueue's own changes of a Job, one by one as it makes them, and what becomes of the run."""
+"""Queues and priorities on a real API server: what Kueue does to a Job, and what becomes of the run."""
 
 import asyncio
 from dataclasses import replace
@@ -8,59 +8,13 @@ from typing import Any
 import pytest
 from careful_kubelet import CarefulKubelet, careful
 from control_plane import ApiServer
+from kueue import GATE, Kueue
 from operator_bed import REPLACED_SOON, stage
 from pretend_kubelet import NEVER, Ending, done
 from workloads import Person, Workload
 
 pytestmark = pytest.mark.slow
 Body = dict[str, Any]
-GATE = "kueue.x-k8s.io/topology"
-
-
-class Kueue:
-    """What Kueue does to a Job: it admits by one change, and evicts by three, in this order."""
-
-    def __init__(self, person: Person) -> None:
-        self._person = person
-
-    async def job(self, name: str) -> Body:
-        return await self._person.rest.get(f"{self._person.jobs}/{name}")
-
-    async def admit(self, name: str) -> None:
-        pod = {
-            "metadata": {"labels": {"kueue.x-k8s.io/podset": "main"}, "annotations": {"kueue.x-k8s.io/workload": "w"}},
-            "spec": {
-                "nodeSelector": {"flavor": "h100"},
-                "tolerations": [{"key": "spot", "operator": "Exists"}],
-                "schedulingGates": [{"name": GATE}],
-            },
-        }
-        await self._person.rest.patch(f"{self._person.jobs}/{name}", {"spec": {"suspend": False, "template": pod}})
-
-    async def evict(self, name: str) -> None:
-        rest, path = self._person.rest, f"{self._person.jobs}/{name}"
-        await rest.patch(path, {"spec": {"suspend": True}})
-        while True:
-            status = (await self.job(name))["status"]
-            if not status.get("active") and not status.get("terminating"):
-                break
-            await asyncio.sleep(0.05)
-        await rest.patch(f"{path}/status", {"status": {"startTime": None}})
-        restored = {"nodeSelector": None, "tolerations": None, "schedulingGates": None}
-        await rest.patch(path, {"spec": {"template": {"spec": restored}}})
-
-    async def pods(self, name: str) -> list[Body]:
-        path = self._person.jobs.replace("/apis/batch/v1", "/api/v1").replace("/jobs", "/pods")
-        found: list[Body] = (await self._person.rest.get(f"{path}?labelSelector=job-name={name}"))["items"]
-        return found
-
-    async def release(self, name: str) -> Body:
-        """Take the scheduling gate off the Job's Pod, as soon as there is one; the Pod."""
-        path = self._person.jobs.replace("/apis/batch/v1", "/api/v1").replace("/jobs", "/pods")
-        while not (found := [pod for pod in await self.pods(name) if pod["spec"].get("schedulingGates")]):
-            await asyncio.sleep(0.05)
-        await self._person.rest.patch(f"{path}/{found[0]['metadata']['name']}", {"spec": {"schedulingGates": []}})
-        return found[0]
 
 
 def _endless_first_turn(stage_name: str, _attempt: int, turn: int) -> Ending:
@@ -81,8 +35,8 @@ def admitted(run: Body) -> tuple[str, str]:
 
 async def tell(plane: ApiServer, folder: Path) -> None:
     kept: list[CarefulKubelet] = []
-    async with stage(plane, QUEUED, folder / "log", kubelet_type=careful(kept), timings=REPLACED_SOON) as (person, proxy, process, _):
-        kueue = Kueue(person)
+    async with stage(plane, QUEUED, folder / "log", kubelet_type=careful(kept), timings=REPLACED_SOON) as (person, proxy, process, namespace):
+        kueue = Kueue(person.rest, namespace)
         await person.create(QUEUED.manifest)
         await person.confirm()
         for name in ("run-t-preflight-1", "run-t-data-prep-1"):
@@ -91,7 +45,7 @@ async def tell(plane: ApiServer, folder: Path) -> None:
             assert job["spec"]["suspend"] is True
             assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
             assert await kueue.pods(name) == []
-            await kueue.admit(name)
+            await kueue.admit(name, [GATE])
             await person.until(lambda run: admitted(run) == ("True", "Admitted"), "admitted")
             pod = await kueue.release(name)
             assert pod["spec"]["nodeSelector"] == {"flavor": "h100"} and pod["metadata"]["labels"]["kueue.x-k8s.io/podset"] == "main"
@@ -108,21 +62,21 @@ async def _evict_twice(person: Person, kueue: Kueue, process: Any) -> None:
     """Admitted, evicted while gated, admitted, evicted while running with the operator dying in between, admitted."""
     name = "run-t-lora-1"
     await person.until(lambda run: run["status"].get("stage") == "lora" and admitted(run) == ("False", "Queued"), "queued")
-    await kueue.admit(name)
+    await kueue.admit(name, [GATE])
     gated = await person.until(
         lambda run: any("SchedulingGated" in item["message"] for item in run["status"]["conditions"]), "said to be gated"
     )
     assert gated["status"]["state"] == "Starting"
     await kueue.evict(name)
     await person.until(lambda run: admitted(run) == ("False", "Evicted"), "evicted")
-    await kueue.admit(name)
+    await kueue.admit(name, [GATE])
     await kueue.release(name)
     await person.in_state("Running")
     await kueue.evict(name)
     await process.kill()
     run = await person.until(lambda run: admitted(run) == ("False", "Evicted"), "evicted")
     assert run["status"]["state"] == "Queued" and (await kueue.job(name))["spec"]["suspend"] is True
-    await kueue.admit(name)
+    await kueue.admit(name, [GATE])
     await kueue.release(name)
 
 
@@ -197,7 +151,7 @@ def test_a_job_that_another_controller_suspends_is_left_to_it(plane: ApiServer, 
 async def tell_priority(plane: ApiServer, folder: Path) -> tuple[Body, Body]:
     """(a run whose class is missing, a Pod of a run whose class is there)"""
     workload = replace(QUEUED, spec={"priorityClassName": "urgent"}, script=_endless_first_turn)
-    async with stage(plane, workload, folder / "log", timings={**REPLACED_SOON, "checkSeconds": 1}) as (person, _, _, _):
+    async with stage(plane, workload, folder / "log", timings={**REPLACED_SOON, "checkSeconds": 1}) as (person, _, _, namespace):
         await person.create(workload.manifest)
         missing = await person.in_state("Planning")
         body = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": "urgent"}, "value": 1000}
@@ -205,7 +159,7 @@ async def tell_priority(plane: ApiServer, folder: Path) -> tuple[Body, Body]:
         try:
             await person.confirm()
             await person.stage_running("lora")
-            (pod,) = await Kueue(person).pods("run-t-lora-1")
+            (pod,) = await Kueue(person.rest, namespace).pods("run-t-lora-1")
             return missing, pod
         finally:
             await person.rest.delete("/apis/scheduling.k8s.io/v1/priorityclasses/urgent")
