@@ -129,8 +129,9 @@ def test_a_leader_that_is_told_to_stop_hands_over_at_once(alone: Any, bench: Any
 
 @pytest.mark.slow
 def test_a_leader_that_stood_still_writes_nothing_when_it_goes_on(alone: Any, bench: Any, api_server: Any) -> None:
-    """As on a machine that halts for a while. One story, each Job once."""
-    first, second = alone("first"), alone("second")
+    """As on a machine that halts for a while, with the default settings. One story, each Job once."""
+    timings = Settings().timings.to_dict()
+    first, second = alone("first", timings=timings), alone("second", timings=timings)
     first.use(api_server.kubeconfig(AUDITED))  # its calls alone are written down
     first.start()
     bench.run()
@@ -138,8 +139,9 @@ def test_a_leader_that_stood_still_writes_nothing_when_it_goes_on(alone: Any, be
     second.start()
     second.wait_for_log("standing by")
     bench.confirm()
+    bench.wait_for_job("run-t-preflight-1", seconds=60)
     bench.finish("run-t-preflight-1")
-    bench.wait_for_job("run-t-data-prep-1")
+    bench.wait_for_job("run-t-data-prep-1", seconds=60)
     # What it hears last is for it to act on; by then the other one has.
     bench.finish("run-t-data-prep-1", artifacts=[artifact("dataset")])
     first.send(signal.SIGSTOP)
@@ -149,7 +151,7 @@ def test_a_leader_that_stood_still_writes_nothing_when_it_goes_on(alone: Any, be
     first.send(signal.SIGCONT)
     assert first.ended(30) == 1 and "LeaseLostError" in first.log
     bench.finish("run-t-lora-1", artifacts=[artifact("adapter")])
-    bench.wait_for_state("Succeeded")
+    bench.wait_for_state("Succeeded", seconds=60)
     assert writes_of(audit.take(), bench.namespace) == Counter()
     assert bench.jobs() == ["run-t-data-prep-1", "run-t-lora-1", "run-t-preflight-1"]
     assert [(stage["attempt"], stage["countedFailures"]) for stage in bench.status()["stages"]] == [(1, 0)] * 3
