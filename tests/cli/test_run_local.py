@@ -176,17 +176,21 @@ def test_stages_one_by_one_find_what_the_earlier_ones_left(workspace: Path) -> N
 @pytest.mark.parametrize(
     ("spec", "words", "complaint"),
     [
-        ({}, ("--stage", "ppo"), "the stage ppo is not part of this version"),
-        ({}, ("--stage", "reward"), "the stage reward is not part of this version"),
+        ({}, ("--stage", "ppo"), "ppo is not one of the run's stages (ingest, data_prep, lora, eval)"),
         ({}, ("--stage", "tune"), "there is no stage tune"),
         ({"stages": ["ingest"]}, ("--stage", "lora"), "lora is not one of the run's stages (ingest)"),
         ({"lora": {"epochs": 0}}, ("--confirm",), "spec.lora.epochs: is 0, which trains nothing"),
         ({"suspend": True}, ("--confirm",), "spec.suspend: is true"),
         ({"resources": {"nodes": 2}}, ("--confirm",), "--local is one machine"),
         (
-            {"stages": ["ingest", "dataPrep", "lora", "reward"], "rlhf": {"enabled": True, "reward": {"epochs": 1}}},
+            {"stages": ["ingest", "dataPrep", "lora", "reward"], "rlhf": {"reward": {"epochs": 1}}},
             ("--confirm",),
-            "no stage reward yet",
+            "spec.rlhf.enabled: is false",
+        ),
+        (
+            {"stages": ["reward"], "rlhf": {"preferences": {"path": "judged.jsonl"}}},
+            ("--confirm",),
+            "rlhf.preferences.path: there is no file judged.jsonl",
         ),
         ({}, ("--workspace", "nowhere"), "--workspace: there is no folder nowhere"),
         ({"workspace": {"claimName": "other"}}, (), "workspace: there is no folder other"),
