@@ -80,7 +80,7 @@ def run(work: Work) -> Result:
     below = adapter_below(work, base, builder)
     scorer = new_scorer(base, settings, below.folder if below else None)
     if job.lora.gradient_checkpointing:
-        scorer.model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+        scorer.model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
     live = live_modules(scorer.model, lambda: -logsigmoid(scorer.margins(training[:1])).sum(), "the first pair")
     provenance = {
         "baseDigest": base.digest,
