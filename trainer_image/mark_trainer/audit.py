@@ -50,13 +50,7 @@ def audit_examples(
             f"{mismatches} of {len(examples)} training prompts differ from the prompts that evaluation would build; "
             "the tokenizer of baseModel does not encode the same text to the same ids twice",
         )
-    shared = shared_documents(training, validation)
-    if shared:
-        raise BadData(
-            "SplitOverlap",
-            f"{len(shared)} documents stand in both training and validation rows, the first is {shared[0]}; "
-            "make the dataset again, it must be split by cluster of documents",
-        )
+    refuse_shared_documents(training, validation)
     return Findings(
         examples=len(examples),
         tokens=sum(len(example.ids) for example in examples),
@@ -87,6 +81,17 @@ def same_prompt(example: Example, builder: PromptBuilder) -> bool:
     passages = [passage.text for passage in example.row.contexts or ()] if example.form == "retrieved" else None
     prompt = builder.prompt(example.row.question, passages)
     return prompt is not None and prompt.ids == example.ids[: example.prompt_tokens]
+
+
+def refuse_shared_documents(training: Sequence[Row], validation: Sequence[Row]) -> None:
+    """What is learned from and what is measured must come from different documents."""
+    shared = shared_documents(training, validation)
+    if shared:
+        raise BadData(
+            "SplitOverlap",
+            f"{len(shared)} documents stand in both training and validation rows, the first is {shared[0]}; "
+            "make the dataset again, it must be split by cluster of documents",
+        )
 
 
 def shared_documents(training: Sequence[Row], validation: Sequence[Row]) -> list[str]:
