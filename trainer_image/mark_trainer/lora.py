@@ -21,7 +21,7 @@ from accelerate import PartialState
 from mark_crds.job_input import JobInput, digest_of
 from mark_crds.job_output import Artifact, Result
 from mark_crds.names import ADAPTERS_FOLDER
-from mark_crds.stages import Distributed, Lora
+from mark_crds.stages import Distributed, Lora, Reward
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
@@ -240,28 +240,31 @@ def number_type(settings: Lora, device: torch.device) -> torch.dtype:
 
 def adapted(base: BaseModel, settings: Lora, *, packed: bool) -> PeftModel:
     """The base model, frozen, with a fresh adapter of float32 weights, ready for the training's passes and loss."""
+    fresh = adapter_settings(base, settings)
+    use_answer_loss(base.model)
+    if packed:
+        use_packed_attention(base.model)
+    torch.manual_seed(settings.seed)
+    model = get_peft_model(base.model, fresh)
+    leave_out_model_card(model)
+    return model
+
+
+def adapter_settings(base: BaseModel, settings: Lora | Reward) -> LoraConfig:
+    """A fresh adapter for the layers that the base model's family is adapted at."""
     family = base.model.config.model_type
     if family not in TARGET_MODULES:
         raise UserMistake(
             "UnknownFamily",
             f"baseModel: no adapter targets are known for family {family}; known are {', '.join(TARGET_MODULES)}",
         )
-    use_answer_loss(base.model)
-    if packed:
-        use_packed_attention(base.model)
-    torch.manual_seed(settings.seed)
-    model = get_peft_model(
-        base.model,
-        LoraConfig(
-            task_type="CAUSAL_LM",
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            lora_dropout=float(settings.dropout),
-            target_modules=list(TARGET_MODULES[family]),
-        ),
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=float(settings.dropout),
+        target_modules=list(TARGET_MODULES[family]),
     )
-    leave_out_model_card(model)
-    return model
 
 
 def leave_out_model_card(model: PeftModel) -> None:
