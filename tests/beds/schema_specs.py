@@ -136,7 +136,7 @@ def _bend_rlhf(rlhf: Body) -> None:
     _within(ppo, "temperature", "0.7", lambda number: 0 < number <= 10)
     _within(ppo, "missingStopPenalty", "1", lambda number: number <= 1000)
     if "rolloutsPerStep" in ppo or "minibatchSize" in ppo:
-        ppo["rolloutsPerStep"] = ppo.get("minibatchSize", 8) * 2
+        ppo["rolloutsPerStep"] = ppo.get("minibatchSize", 8)
 
 
 def _within(block: Body, name: str, otherwise: str, holds: Any) -> None:
