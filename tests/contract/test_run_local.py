@@ -74,7 +74,7 @@ def test_from_documents_to_an_adapter_that_a_reward_model_has_judged(tmp_path: P
 
 
 def ended(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(local_run(*words), cwd=folder, capture_output=True, text=True, timeout=500, check=False)
+    return subprocess.run(local_run(*words), cwd=folder, capture_output=True, text=True, timeout=1000, check=False)
 
 
 def plan_and_confirm(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
