@@ -27,6 +27,7 @@ from mark_trainer.publish import provenance_of, verify_folder
 from mark_trainer.scalar_head import padded
 from mark_trainer.workspace import Workspace, write_json
 from peft import PeftModel
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 CPU = torch.device("cpu")
 STEPS = 6
@@ -146,14 +147,35 @@ def test_accumulation_equals_a_large_batch(workspace: Workspace) -> None:
 
 
 @pytest.mark.slow
-def test_gradient_checkpointing_changes_no_number(workspace: Workspace) -> None:
+def test_bfloat16_stays_near_and_what_learns_keeps_its_digits(workspace: Workspace) -> None:
+    losses = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        base = load(workspace, dtype)
+        scorer = reward.new_scorer(base, SETTINGS, None)
+        learner = reward.Learner(scorer, SETTINGS, pairs_of(workspace, base))
+        losses[dtype] = [learner.advance()["loss"] for _ in range(STEPS)]
+        assert {weight.dtype for weight in learner.weights.values()} == {torch.float32}
+    assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.1)
+    assert losses[torch.bfloat16] != pytest.approx(losses[torch.float32], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_gradient_checkpointing_changes_no_number(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """With dropout: what is computed again must draw the same numbers."""
     changes = {"learningRate": "0.01", "dropout": "0.2"}
     plain = run(workspace, job_input(**changes), uid="kept")
     again = job_input(**changes)
     twice = again.model_copy(update={"lora": again.lora.model_copy(update={"gradient_checkpointing": True})})
     shutil.rmtree(workspace.path("reward-models"))
+    computed, forward = [], LlamaMLP.forward
+
+    def counted(self: LlamaMLP, *args: Any) -> torch.Tensor:
+        computed.append(self.training)
+        return forward(self, *args)
+
+    monkeypatch.setattr(LlamaMLP, "forward", counted)
     assert run(workspace, twice, uid="twice").artifacts == plain.artifacts
+    assert computed.count(True) == 2 * 2 * 8, "each of two layers in each of eight steps, and once more"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

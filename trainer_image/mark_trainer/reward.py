@@ -52,6 +52,7 @@ TRAINED, BELOW = "reward", "below"  # names of the adapters: the one that is tra
 VALIDATION_PAIRS = 16  # whose loss is measured at each checkpoint, to tell which was the best
 OFFSET_ANSWERS = 256  # preferred answers whose mean score becomes zero
 STATE_FILE = "state.pt"
+ACCURACY = (("accuracy", "value"), ("accuracyLow", "low"), ("accuracyHigh", "high"))  # measure, part of the estimate
 
 
 def run(work: Work) -> Result:
@@ -87,7 +88,14 @@ def run(work: Work) -> Result:
         "preferencesDigest": source.digest,
         "belowDigest": below.digest if below else "",
         "templateDigest": builder.digest(),
-        "settingsDigest": digest_of({"reward": settings.to_dict(), "promptLimitTokens": limit}),
+        "settingsDigest": digest_of(
+            {
+                "reward": settings.to_dict(),
+                "promptLimitTokens": limit,
+                "maxLength": job.lora.max_length,
+                "precision": str(dtype),
+            }
+        ),
     }
 
     # ---- training ---------------------------------------------------------------------------------------------------
@@ -149,15 +157,7 @@ def run(work: Work) -> Result:
         firstLoss=learner.first_loss,
         lastLoss=learner.last_loss,
         heldOutPairs=len(held_out),
-        **{
-            name: value
-            for name, value in (
-                ("accuracy", accuracy["value"]),
-                ("accuracyLow", accuracy["low"]),
-                ("accuracyHigh", accuracy["high"]),
-            )
-            if value is not None
-        },
+        **{name: accuracy[end] for name, end in ACCURACY if accuracy[end] is not None},
         margin=learned["margin"]["value"],
         longerChosen=learned["longerChosen"],
         tokensPerSecond=learner.tokens_per_second,
