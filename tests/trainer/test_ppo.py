@@ -10,7 +10,7 @@ import tiny_rlhf
 import tiny_training
 import torch
 from mark_crds.job_input import JobInput
-from mark_trainer import evaluate, lora, ppo
+from mark_trainer import evaluate, lora, ppo, reward
 from mark_trainer.failures import BadData, Failure, Stopped, UserMistake
 from mark_trainer.outcome import keep_result
 from mark_trainer.publish import provenance_of, verify_folder
@@ -25,10 +25,9 @@ WARM = {"llama": "0.05", "mamba": "0.7"}  # a temperature at which the tiny mode
 def template(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A workspace whose run `run-1` has done lora and reward. Read only: copy it."""
     workspace = tiny_training.write_workspace(tmp_path_factory.mktemp("ppo") / "workspace")
-    job = tiny_rlhf.job_input()
-    work = tiny_training.work_of(workspace, job)
-    keep_result(work, lora.run(work))
-    tiny_rlhf.write_reward_model(workspace, job)
+    for stage, run in (("lora", lora.run), ("reward", reward.run)):
+        work = tiny_training.work_of(workspace, tiny_rlhf.job_input(), stage=stage)
+        keep_result(work, run(work))
     return workspace
 
 
@@ -60,10 +59,11 @@ def test_it_publishes_an_adapter_with_its_provenance_and_evaluation_measures_it(
     assert str(workspace.root) not in (folder / "adapter_config.json").read_text()
 
     provenance, parent = provenance_of(folder, artifact.path), work.made("adapter", "lora")
-    reward = work.made("rewardModel", "reward")
-    assert parent is not None and reward is not None
+    judge = work.made("rewardModel", "reward")
+    assert parent is not None and judge is not None
     assert provenance["parent"] == {"path": parent.path, "digest": parent.digest}
-    assert provenance["rewardModel"] == {"path": reward.path, "digest": reward.digest}
+    assert provenance["rewardModel"] == {"path": judge.path, "digest": judge.digest}
+    assert len(provenance["liveModules"]) == 2 * 7
     assert provenance["settings"] == {**job.rlhf.ppo.to_dict(), "maxNewTokens": 12}
     assert provenance["prompt"] == provenance_of(workspace.path(parent.path), "")["prompt"]
     held_out = provenance["heldOut"]

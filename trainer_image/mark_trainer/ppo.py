@@ -60,7 +60,7 @@ def run(work: Work) -> Result:
         raise UserMistake("NoSteps", "rlhf.ppo.steps: is 0, so nothing would be trained; set at least 1")
     if job.base_model is None:
         raise UserMistake("NoBaseModel", "baseModel: the stage ppo needs one; set baseModel.path")
-    device = device_of(Rank.here())
+    device = device_of(Rank())
     dtype = number_type(job.lora, device)
     base = base_model.load(job.base_model, work.workspace.root, device, dtype)
 
@@ -135,6 +135,7 @@ def run(work: Work) -> Result:
             "tooLong": len(training_rows) - len(prompts),
         },
         "heldOut": learned,
+        "liveModules": sorted({name.split(".lora_")[0] for name in roles.trained["policy"]}),
         "versions": versions(),
     }
     published = publish(work.workspace, unpublished, ADAPTERS_FOLDER, manifest)
