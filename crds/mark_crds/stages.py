@@ -166,9 +166,9 @@ class Ppo(Model):
     epochs_per_step: Annotated[int, Field(ge=1, le=100)] = 4
     """Passes over the answers of a step."""
     minibatch_size: Annotated[int, Field(ge=1, le=65536)] = 8
-    """Answers of one optimizer update; it must divide rolloutsPerStep."""
+    """Answers of one optimizer update; it must divide rolloutsPerStep. It costs no memory: a forward pass holds as many tokens as `lora.batchSize` rows of `lora.maxLength`."""
     learning_rate: DecimalText = "0.00001"
-    """Learning rate of policy and critic, as text such as `"1e-5"`: write it in quotes, a bare number is refused."""
+    """Learning rate of policy and critic in the first step, as text such as `"1e-5"`: write it in quotes, a bare number is refused. It falls linearly to zero."""
     kl_coefficient: DecimalText = "0.05"
     """Price of a nat by which a token's probability departs from that of the model before this stage, in units of the score. 0 asks no price."""
     clip_range: DecimalText = "0.2"

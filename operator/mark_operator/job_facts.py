@@ -40,7 +40,7 @@ SMALLER_BATCHES = {
     "lora": "Lower batchSize, raise gradientAccumulationSteps by as much (spec.lora), or raise spec.resources.memory",
     "reward": "Lower batchSize, raise gradientAccumulationSteps by as much (spec.rlhf.reward), or raise "
     "spec.resources.memory",
-    "ppo": "Lower minibatchSize (spec.rlhf.ppo), or raise spec.resources.memory",
+    "ppo": "Lower batchSize (spec.lora), which changes no result, or raise spec.resources.memory",
     "eval": "Raise spec.resources.memory",
 }
 OUTCOMES: dict[int, str] = {

@@ -73,5 +73,5 @@ def trainer_of(
     for head in (roles.critic_head, roles.reward_head):
         head.to(dtype)
     rows = read_rows(workspace.path("datasets/contracts"), "train_sft.jsonl")
-    trainer = PolicyTrainer(roles, builder, job.rlhf.ppo, job.evaluation.max_new_tokens)
+    trainer = PolicyTrainer(roles, builder, job.rlhf.ppo, new_tokens=job.evaluation.max_new_tokens, tokens_a_pass=800)
     return trainer, ids_of(prompts_of(rows, builder))

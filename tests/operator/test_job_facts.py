@@ -159,7 +159,7 @@ def test_a_deadline_is_final() -> None:
         ("dataPrep", "Raise spec.cpuResources.memory"),
         ("lora", "Lower batchSize, raise gradientAccumulationSteps by as much (spec.lora), or raise spec.resources.memory"),
         ("reward", "Lower batchSize, raise gradientAccumulationSteps by as much (spec.rlhf.reward)"),
-        ("ppo", "Lower minibatchSize (spec.rlhf.ppo), or raise spec.resources.memory"),
+        ("ppo", "Lower batchSize (spec.lora), which changes no result, or raise spec.resources.memory"),
         ("eval", "Raise spec.resources.memory"),
     ],
 )

@@ -155,7 +155,7 @@ def test_forward_passes_of_any_size_give_the_same_gradient(made: Made, monkeypat
         return measures, found
 
     measures, at_once = gradient()
-    monkeypatch.setattr(rollouts, "TOKENS_A_BATCH", 1)
+    trainer.tokens_a_pass = 1
     monkeypatch.setattr("mark_trainer.roles.LOGITS_AT_ONCE", 1)
     others, one_by_one = gradient()
     assert others == pytest.approx(measures, rel=1e-9, abs=1e-12)

@@ -104,9 +104,8 @@ def test_the_places_of_a_pass() -> None:
     assert shown.lengths == [2, 3]
 
 
-def test_each_rollout_is_in_one_pass_and_no_pass_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollouts, "TOKENS_A_BATCH", 20)
+def test_each_rollout_is_in_one_pass_and_no_pass_is_too_large() -> None:
     found = [Rollout([5] * length, [STOP], torch.zeros(1), stopped=True) for length in (3, 30, 8, 3, 9, 2)]
-    passes = rollouts.passes_of(found)
+    passes = rollouts.passes_of(found, 20)
     assert sorted(index for indexes in passes for index in indexes) == list(range(6))
     assert passes == [[1], [4, 2], [0, 3, 5]]

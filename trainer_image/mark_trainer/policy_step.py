@@ -52,8 +52,11 @@ class Experience:
 class PolicyTrainer:
     """Policy and critic, their optimizer, and what a step does to them."""
 
-    def __init__(self, roles: Roles, builder: PromptBuilder, settings: Ppo, new_tokens: int) -> None:
-        self.roles, self.settings, self.new_tokens = roles, settings, new_tokens
+    def __init__(
+        self, roles: Roles, builder: PromptBuilder, settings: Ppo, *, new_tokens: int, tokens_a_pass: int
+    ) -> None:
+        self.roles, self.settings = roles, settings
+        self.new_tokens, self.tokens_a_pass = new_tokens, tokens_a_pass
         self.stop, self.pad = builder.stop, builder.tokenizer.pad_token_id
         self.temperature = float(settings.temperature)
         self.updates_a_step = settings.epochs_per_step * -(-settings.rollouts_per_step // settings.minibatch_size)
@@ -98,7 +101,7 @@ class PolicyTrainer:
     def judge(self, rollouts: Sequence[Rollout]) -> list[Experience]:
         """What each role says of the answers, and the advantages that follow from it."""
         said: list[tuple[int, float, tuple[torch.Tensor, ...]]] = []
-        for indexes in passes_of(rollouts):
+        for indexes in passes_of(rollouts, self.tokens_a_pass):
             shown = show([rollouts[index] for index in indexes], self.roles.device)
             log_probs, entropy = self.roles.log_probs("policy", shown, self.temperature)
             reference, _ = self.roles.log_probs("reference", shown, self.temperature)
@@ -163,7 +166,7 @@ class PolicyTrainer:
         tokens = sum(len(experience.advantages) for experience in minibatch)
         said: list[tuple[torch.Tensor, torch.Tensor]] = []
         policy = value = 0.0
-        for indexes in passes_of([experience.rollout for experience in minibatch]):
+        for indexes in passes_of([experience.rollout for experience in minibatch], self.tokens_a_pass):
             part = [minibatch[index] for index in indexes]
             shown = show([experience.rollout for experience in part], self.roles.device)
 

@@ -98,7 +98,13 @@ def run(work: Work) -> Result:
 
     # ---- steps ------------------------------------------------------------------------------------------------------
     steps = settings.steps
-    trainer = PolicyTrainer(roles, builder, settings, job.evaluation.max_new_tokens)
+    trainer = PolicyTrainer(
+        roles,
+        builder,
+        settings,
+        new_tokens=job.evaluation.max_new_tokens,
+        tokens_a_pass=job.lora.batch_size * job.lora.max_length,
+    )
     keeper = Keeper(work, trainer, provenance)
     done = keeper.resume()
     if "before" not in trainer.history:
@@ -188,7 +194,9 @@ def refuse_foreign(work: Work, artifact: Artifact | None, base: BaseModel, build
         return
     made_of = provenance_of(work.workspace.path(artifact.path), artifact.path)
     if made_of["base"]["digest"] != base.digest:
-        raise BadData("OtherBaseModel", f"{artifact.path}: was trained on another base model than baseModel names")
+        raise BadData(
+            "OtherBaseModel", f"{artifact.path}: was trained on another base model than baseModel names; name that one"
+        )
     if made_of["prompt"]["digest"] != builder.digest():
         raise BadData(
             "OtherTemplate", f"{artifact.path}: was trained with another prompt template or tokenizer; train it again"

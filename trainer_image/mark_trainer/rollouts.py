@@ -135,12 +135,12 @@ def show(rollouts: Sequence[Rollout], device: torch.device) -> Shown:
     return Shown(ids.to(device), mask.to(device), before.to(device), drawn.to(device), lengths)
 
 
-def passes_of(rollouts: Sequence[Rollout]) -> list[list[int]]:
-    """The rollouts' places in the list, dealt out to forward passes of like lengths; the longest ones first."""
+def passes_of(rollouts: Sequence[Rollout], tokens: int) -> list[list[int]]:
+    """The rollouts' places in the list, dealt out to forward passes of so many tokens at most, padding with them, or of
+    one rollout; the longest ones first."""
     passes: list[list[int]] = []
     for index in sorted(range(len(rollouts)), key=lambda index: -len(rollouts[index].ids)):
-        room = TOKENS_A_BATCH // len(rollouts[passes[-1][0]].ids) if passes else 0
-        if passes and len(passes[-1]) < max(1, room):
+        if passes and (len(passes[-1]) + 1) * len(rollouts[passes[-1][0]].ids) <= tokens:
             passes[-1].append(index)
         else:
             passes.append([index])
