@@ -30,7 +30,7 @@ class ExitCode(IntEnum):
 class Artifact(Model):
     """One thing that a stage published in the workspace."""
 
-    kind: Literal["collection", "dataset", "adapter", "report", "page", "predictions"]
+    kind: Literal["collection", "dataset", "adapter", "rewardModel", "report", "page", "predictions"]
     """What it is."""
     path: WorkspacePath
     """Where it lies, relative to the workspace."""
@@ -71,7 +71,7 @@ class Result(Model):
     """One CamelCase word, such as `EmptyCorpus`."""
     message: Annotated[str, StringConstraints(max_length=1000)]
     """One or two sentences: what happened, which file or field, what to do."""
-    artifacts: Annotated[tuple[Artifact, ...], Field(max_length=6)] = ()
+    artifacts: Annotated[tuple[Artifact, ...], Field(max_length=8)] = ()
     """What the stage published."""
     measures: Annotated[tuple[Measure, ...], Field(max_length=MEASURES_KEPT)] = ()
     """Headline numbers."""

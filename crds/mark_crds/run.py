@@ -204,7 +204,7 @@ class StageStatus(Model):
     """When the stage ended."""
     failure: Failure | None = None
     """Why the newest attempt failed."""
-    artifacts: Annotated[tuple[Artifact, ...], Field(max_length=6)] = ()
+    artifacts: Annotated[tuple[Artifact, ...], Field(max_length=8)] = ()
     """What the stage published."""
     measures: Annotated[tuple[Measure, ...], Field(max_length=MEASURES_KEPT)] = ()
     """Headline numbers of the stage."""

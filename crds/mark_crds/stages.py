@@ -115,18 +115,131 @@ class Lora(Model):
     )
 
 
+class Preferences(Model):
+    """People's judgements of answers."""
+
+    path: WorkspacePath
+    """A JSONL file of the workspace, one judgement a line: `question`, `chosen`, `rejected`, and optionally `passages` (texts shown with the question) and `document` (name or digest; judgements of one document are trained on together or held out together)."""
+
+
 class Reward(Model):
-    """Settings of the reward model."""
+    """The reward model: which of two answers is the better one, learned from pairs. It runs as one process, on one node and at most one GPU; `lora.maxLength`, `lora.precision` and `lora.gradientCheckpointing` hold for it too."""
 
     epochs: Annotated[int, Field(ge=0, le=1000)] = 0
-    """Passes over the preference pairs. 0, the default, trains nothing."""
+    """Passes over the preference pairs. 0, the default, trains nothing; a confirmed run needs at least 1."""
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Rank of the adapter matrices that are trained. Where lora is a stage of the run, its adapter stays below them unchanged, and what is published is both as one."""
+    alpha: Annotated[int, Field(ge=1, le=4096)] = 32
+    """Scale of the adapter: its output is multiplied by alpha / rank."""
+    dropout: DecimalText = "0.05"
+    """Dropout in front of the adapter, as text such as `"0.05"`; at least 0 and less than 1."""
+    learning_rate: DecimalText = "0.0001"
+    """Peak learning rate of adapter and head, as text such as `"1e-4"`: write it in quotes, a bare number is refused."""
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 4
+    """Pairs of one forward pass; a pair is two rows."""
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Forward passes of one optimizer step. Lower batchSize and raise this when memory runs out."""
+    seed: Seed = 7
+    """Seed of the initial adapter and head, of the order of pairs, of the rejected answers that rules choose, and of which of people's documents are held out."""
+
+    rules = (
+        Rule(
+            cel="double(self.dropout) < 1.0",
+            message='rlhf.reward.dropout: must be less than 1, such as "0.05"',
+            check=lambda m: float(m.dropout) < 1,
+        ),
+        Rule(
+            cel="double(self.learningRate) > 0.0 && double(self.learningRate) <= 1.0",
+            message='rlhf.reward.learningRate: must be more than 0 and at most 1, such as "1e-4"',
+            check=lambda m: 0 < float(m.learning_rate) <= 1,
+        ),
+    )
 
 
 class Ppo(Model):
-    """Settings of the policy optimisation."""
+    """Policy optimisation: the model answers the training rows' questions, the reward model scores what it wrote, and its adapter moves towards higher scores. It runs as one process, on one node and at most one GPU; an answer has at most `evaluation.maxNewTokens` tokens, and `lora.maxLength` and `lora.precision` hold for it too."""
 
     steps: Annotated[int, Field(ge=0, le=1000000)] = 0
-    """Optimisation steps. 0, the default, trains nothing."""
+    """Optimisation steps. 0, the default, trains nothing; a confirmed run needs at least 1."""
+    rollouts_per_step: Annotated[int, Field(ge=1, le=65536)] = 32
+    """Answers that each step writes and learns from."""
+    epochs_per_step: Annotated[int, Field(ge=1, le=100)] = 4
+    """Passes over the answers of a step."""
+    minibatch_size: Annotated[int, Field(ge=1, le=65536)] = 8
+    """Answers of one optimizer update; it must divide rolloutsPerStep. It costs no memory: a forward pass holds as many tokens as `lora.batchSize` rows of `lora.maxLength`."""
+    learning_rate: DecimalText = "0.00001"
+    """Learning rate of policy and critic in the first step, as text such as `"1e-5"`: write it in quotes, a bare number is refused. It falls linearly to zero."""
+    kl_coefficient: DecimalText = "0.05"
+    """Price of a nat by which a token's probability departs from that of the model before this stage, in units of the score. 0 asks no price."""
+    clip_range: DecimalText = "0.2"
+    """How far the probability of a token may move in a step before it is no longer pulled, as a share of what it was."""
+    value_clip_range: DecimalText = "0.2"
+    """How far the critic's value of a token may move in a step before it is no longer pulled, in units of the score."""
+    value_coefficient: DecimalText = "0.1"
+    """Weight of the critic's loss beside the policy's."""
+    discount: DecimalText = "1"
+    """What a reward is worth one token earlier."""
+    gae_lambda: DecimalText = "0.95"
+    """How far advantages look ahead: 0 to the next token, 1 to the end of the answer."""
+    temperature: DecimalText = "0.7"
+    """Temperature that answers are drawn at."""
+    missing_stop_penalty: DecimalText = "1"
+    """What is taken off the score of an answer that did not end by itself."""
+    seed: Seed = 7
+    """Seed of the order of questions and of the answers that are drawn."""
+
+    rules = (
+        Rule(
+            cel="self.rolloutsPerStep % self.minibatchSize == 0",
+            message="rlhf.ppo.minibatchSize: must divide rolloutsPerStep; set both to powers of two, such as 8 and 32",
+            check=lambda m: m.rollouts_per_step % m.minibatch_size == 0,
+        ),
+        Rule(
+            cel="double(self.learningRate) > 0.0 && double(self.learningRate) <= 1.0",
+            message='rlhf.ppo.learningRate: must be more than 0 and at most 1, such as "1e-5"',
+            check=lambda m: 0 < float(m.learning_rate) <= 1,
+        ),
+        Rule(
+            cel="double(self.klCoefficient) <= 100.0",
+            message='rlhf.ppo.klCoefficient: must be at most 100, such as "0.05"',
+            check=lambda m: float(m.kl_coefficient) <= 100,
+        ),
+        Rule(
+            cel="double(self.clipRange) > 0.0 && double(self.clipRange) < 1.0",
+            message='rlhf.ppo.clipRange: must be more than 0 and less than 1, such as "0.2"',
+            check=lambda m: 0 < float(m.clip_range) < 1,
+        ),
+        Rule(
+            cel="double(self.valueClipRange) > 0.0 && double(self.valueClipRange) <= 100.0",
+            message='rlhf.ppo.valueClipRange: must be more than 0 and at most 100, such as "0.2"',
+            check=lambda m: 0 < float(m.value_clip_range) <= 100,
+        ),
+        Rule(
+            cel="double(self.valueCoefficient) > 0.0 && double(self.valueCoefficient) <= 100.0",
+            message='rlhf.ppo.valueCoefficient: must be more than 0 and at most 100, such as "0.1"',
+            check=lambda m: 0 < float(m.value_coefficient) <= 100,
+        ),
+        Rule(
+            cel="double(self.discount) > 0.0 && double(self.discount) <= 1.0",
+            message='rlhf.ppo.discount: must be more than 0 and at most 1, such as "1"',
+            check=lambda m: 0 < float(m.discount) <= 1,
+        ),
+        Rule(
+            cel="double(self.gaeLambda) <= 1.0",
+            message='rlhf.ppo.gaeLambda: must be at most 1, such as "0.95"',
+            check=lambda m: float(m.gae_lambda) <= 1,
+        ),
+        Rule(
+            cel="double(self.temperature) > 0.0 && double(self.temperature) <= 10.0",
+            message='rlhf.ppo.temperature: must be more than 0 and at most 10, such as "0.7"',
+            check=lambda m: 0 < float(m.temperature) <= 10,
+        ),
+        Rule(
+            cel="double(self.missingStopPenalty) <= 1000.0",
+            message='rlhf.ppo.missingStopPenalty: must be at most 1000, such as "1"',
+            check=lambda m: float(m.missing_stop_penalty) <= 1000,
+        ),
+    )
 
 
 class Rlhf(Model):
@@ -134,6 +247,8 @@ class Rlhf(Model):
 
     enabled: bool = False
     """Whether the stages reward and ppo may be listed in a confirmed run."""
+    preferences: Preferences | None = None
+    """What people judged. Absent makes pairs from the dataset by rules: its reference answer beside an answer that is wrong by construction. Such pairs are no human feedback, and the reward model's manifest and measures say which source it was."""
     reward: Reward = Reward()
     """Settings of the stage reward."""
     ppo: Ppo = Ppo()

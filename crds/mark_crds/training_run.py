@@ -30,7 +30,7 @@ class TrainingRunSpec(RunSpec):
     base_model: BaseModelReference | None = None
     """The model that is tuned; needed by lora, reward, ppo and eval."""
     dataset: DatasetReference | None = None
-    """A dataset of an earlier run; needed when lora or eval is listed without dataPrep, refused together with dataPrep."""
+    """A dataset of an earlier run; needed when lora, ppo or eval is listed without dataPrep, refused together with dataPrep."""
     ingest: Ingest = Ingest()
     """PDF files into the collection."""
     data_prep: DataPrep = DataPrep()
@@ -42,7 +42,7 @@ class TrainingRunSpec(RunSpec):
     evaluation: Evaluation = Evaluation()
     """Measuring the tuned model beside its base."""
     resources: Resources = Resources()
-    """What lora, reward, ppo and eval ask for; eval takes one node of it."""
+    """What lora, reward, ppo and eval ask for. eval takes one node of it; reward and ppo, each one process, one node and at most one GPU."""
     cpu_resources: CpuResources = CpuResources()
     """What preflight, ingest and dataPrep ask for; never a GPU."""
     distributed: Distributed = Distributed()
@@ -67,9 +67,22 @@ class TrainingRunSpec(RunSpec):
             check=lambda m: not set(m.stages) & {"lora", "reward", "ppo", "eval"} or m.base_model is not None,
         ),
         Rule(
-            cel=f"!({_listed('lora')} || {_listed('eval')}) || {_listed('dataPrep')} || has(self.dataset)",
-            message="spec.dataset: lora and eval need data; list dataPrep in spec.stages, or set dataset.path to a published dataset",
-            check=lambda m: not set(m.stages) & {"lora", "eval"} or "dataPrep" in m.stages or m.dataset is not None,
+            cel="!self.stages.exists(s, s == 'lora' || s == 'ppo' || s == 'eval') "
+            f"|| {_listed('dataPrep')} || has(self.dataset)",
+            message="spec.dataset: lora, ppo and eval need data; list dataPrep in spec.stages, or set dataset.path to a published dataset",
+            check=lambda m: (
+                not set(m.stages) & {"lora", "ppo", "eval"} or "dataPrep" in m.stages or m.dataset is not None
+            ),
+        ),
+        Rule(
+            cel=f"!{_listed('reward')} || {_listed('dataPrep')} || has(self.dataset) || has(self.rlhf.preferences)",
+            message="spec.rlhf.preferences: reward needs pairs; set preferences.path to what people judged, or list dataPrep, or set dataset.path",
+            check=lambda m: (
+                "reward" not in m.stages
+                or "dataPrep" in m.stages
+                or m.dataset is not None
+                or m.rlhf.preferences is not None
+            ),
         ),
         Rule(
             cel=f"!{_listed('dataPrep')} || !has(self.dataset)",
@@ -77,9 +90,9 @@ class TrainingRunSpec(RunSpec):
             check=lambda m: "dataPrep" not in m.stages or m.dataset is None,
         ),
         Rule(
-            cel=f"!{_listed('eval')} || {_listed('lora')}",
-            message="spec.stages: eval measures the model that lora tunes; list lora too, or measure an existing model with an EvalRun",
-            check=lambda m: "eval" not in m.stages or "lora" in m.stages,
+            cel=f"!{_listed('eval')} || {_listed('lora')} || {_listed('ppo')}",
+            message="spec.stages: eval measures the model that lora or ppo tunes; list one of them too, or measure an existing model with an EvalRun",
+            check=lambda m: "eval" not in m.stages or bool(set(m.stages) & {"lora", "ppo"}),
         ),
         Rule(
             cel=f"!self.confirm || !{_listed('lora')} || self.lora.epochs > 0",
@@ -100,6 +113,11 @@ class TrainingRunSpec(RunSpec):
             cel=f"!self.confirm || !{_listed('ppo')} || self.rlhf.ppo.steps > 0",
             message="spec.rlhf.ppo.steps: is 0, which trains nothing; set at least 1 before confirming, or drop ppo from spec.stages",
             check=lambda m: not m.confirm or "ppo" not in m.stages or m.rlhf.ppo.steps > 0,
+        ),
+        Rule(
+            cel=f"!self.confirm || !{_listed('ppo')} || {_listed('reward')}",
+            message="spec.stages: ppo is scored by the reward model of the same run; list reward before confirming, or drop ppo",
+            check=lambda m: not m.confirm or "ppo" not in m.stages or "reward" in m.stages,
         ),
     )
 

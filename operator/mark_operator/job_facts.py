@@ -12,11 +12,17 @@ from mark_crds.run import State
 from pydantic import ValidationError
 
 from mark_operator.messages import SENTENCES, Note, note, shorten
-from mark_operator.run.means import CPU_STAGES
 from mark_operator.seen import Body
 
 # A stage is done only when it says what it published.
-REQUIRED_ARTIFACTS = {"ingest": "collection", "dataPrep": "dataset", "lora": "adapter", "eval": "report"}
+REQUIRED_ARTIFACTS = {
+    "ingest": "collection",
+    "dataPrep": "dataset",
+    "lora": "adapter",
+    "reward": "rewardModel",
+    "ppo": "adapter",
+    "eval": "report",
+}
 FINAL_CODES: dict[int, str] = {ExitCode.USER_MISTAKE: "UserMistake", ExitCode.BAD_DATA: "BadData"}
 # What the kubelet says of an image that it cannot get.
 IMAGE_TROUBLE = frozenset(
@@ -30,9 +36,13 @@ IMAGE_TROUBLE = frozenset(
     }
 )
 MORE_MEMORY = "Raise spec.cpuResources.memory"
-SMALLER_BATCHES = (
-    "Lower batchSize, raise gradientAccumulationSteps by as much (spec.lora), or raise spec.resources.memory"
-)
+SMALLER_BATCHES = {
+    "lora": "Lower batchSize, raise gradientAccumulationSteps by as much (spec.lora), or raise spec.resources.memory",
+    "reward": "Lower batchSize, raise gradientAccumulationSteps by as much (spec.rlhf.reward), or raise "
+    "spec.resources.memory",
+    "ppo": "Lower batchSize (spec.lora), which changes no result, or raise spec.resources.memory",
+    "eval": "Raise spec.resources.memory",
+}
 OUTCOMES: dict[int, str] = {
     **FINAL_CODES,
     ExitCode.MACHINE_TROUBLE: "MachineTrouble",
@@ -300,7 +310,7 @@ def _read_failure(pod: Body, job: Body) -> Ended:
     if code == ExitCode.STOPPED:
         return _stopped(result, facts)
     if terminated.get("reason") == OOM_KILLED:
-        cure = MORE_MEMORY if stage in CPU_STAGES else SMALLER_BATCHES
+        cure = SMALLER_BATCHES.get(stage, MORE_MEMORY)
         return Ended(note("OutOfMemory", container=names.TRAINER_CONTAINER, cure=cure), **facts)
     return Ended(_in_its_words(result) if result else _nameless("ContainerFailed", name, code), **facts)
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from tiny_training import write_base
 
@@ -14,8 +15,9 @@ DOCUMENTS = ("AFL-3.0", "CC0-1.0", "CDL-1.0", "LPPL-1.0", "OSL-3.0", "QPL-1.0")
 MARK = (sys.executable, "-c", "from mark_operator.cli.main import main; main()")
 
 
-def write_local_run(folder: Path, wandb: str = "off") -> Path:
-    """The folder mark-workspace, with run.yaml beside it; `wandb` is the mode of that tracker."""
+def write_local_run(folder: Path, wandb: str = "off", **changes: Any) -> Path:
+    """The folder mark-workspace, with run.yaml beside it; `wandb` is the mode of that tracker, `changes` are of the
+    spec."""
     workspace = folder / "mark-workspace"
     (workspace / "corpus").mkdir(parents=True)
     for name in DOCUMENTS:
@@ -39,6 +41,7 @@ def write_local_run(folder: Path, wandb: str = "off") -> Path:
         "tracking": {"wandb": {"mode": wandb}},
         "resources": {"gpusPerNode": 0},
         "output": {"model": "contracts-lora"},
+        **changes,
     }
     run = {
         "apiVersion": "training.mark.dev/v1alpha1",

@@ -11,6 +11,7 @@ from typing import Any
 
 from mark_crds import names
 from mark_crds.job_output import Adopted, Artifact, ExitCode, Measure, Result
+from mark_operator.job_facts import REQUIRED_ARTIFACTS
 from rest import Refused, Rest
 
 NODE = "node1"
@@ -51,9 +52,14 @@ NEVER = 3600.0
 
 def done(stage: str, _attempt: int = 1, _turn: int = 1) -> Ending:
     """The ending of a stage that does its work."""
-    kinds = {"ingest": "collection", "dataPrep": "dataset", "lora": "adapter", "eval": "report"}
-    paths = {"collection": "chroma", "dataset": "datasets/abc", "adapter": "adapters/abc", "report": "reports/eval.json"}
-    kind = kinds.get(stage)
+    paths = {
+        "collection": "chroma",
+        "dataset": "datasets/abc",
+        "adapter": "adapters/abc",
+        "rewardModel": "reward-models/abc",
+        "report": "reports/eval.json",
+    }
+    kind = REQUIRED_ARTIFACTS.get(stage)
     artifacts = (Artifact(kind=kind, path=paths[kind], digest="ab" * 32),) if kind else ()
     measures = (Measure(name="tuned.closedBook.f1", value="0.5"),) if stage == "eval" else ()
     return Ending(

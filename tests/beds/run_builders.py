@@ -8,6 +8,7 @@ from typing import Any
 from mark_crds.eval_run import EvalRunSpec
 from mark_crds.training_run import TrainingRunSpec
 from mark_operator import planning
+from mark_operator.job_facts import REQUIRED_ARTIFACTS
 from mark_operator.run.objects import owned
 from mark_operator.run.plan import Rendering
 from mark_operator.run.view import View
@@ -132,6 +133,6 @@ def terminated(code: int, message: str | Mapping[str, Any] = "", reason: str = "
 
 def a_result(stage: str, **changes: Any) -> Body:
     """A Result as the trainer leaves it, with the artifact that the stage must publish."""
-    kinds = {"ingest": "collection", "dataPrep": "dataset", "lora": "adapter", "eval": "report"}
-    found = [{"kind": kinds[stage], "path": f"{stage}/x", "digest": DIGEST}] if stage in kinds else []
+    kind = REQUIRED_ARTIFACTS.get(stage)
+    found = [{"kind": kind, "path": f"{stage}/x", "digest": DIGEST}] if kind else []
     return {"stage": stage, "outcome": "Done", "reason": "Done", "message": "done", "artifacts": found, **changes}

@@ -92,14 +92,16 @@ def _one_of_each(spec: Body) -> None:
 
 def _bend_training(spec: Body) -> None:
     stages = [stage for stage in STAGES if stage in spec.get("stages", ("dataPrep", "lora"))]
-    if "eval" in stages and "lora" not in stages:
+    if spec.get("confirm") and "reward" not in stages and "ppo" in stages:
+        stages.remove("ppo")
+    if "eval" in stages and not {"lora", "ppo"} & set(stages):
         stages.remove("eval")
     spec["stages"] = stages or ["dataPrep"]
     if set(spec["stages"]) - {"ingest", "dataPrep"}:
         spec.setdefault("baseModel", {"path": "base/tiny"})
     if "dataPrep" in spec["stages"]:
         spec.pop("dataset", None)
-    elif {"lora", "eval"} & set(spec["stages"]):
+    elif {"lora", "reward", "ppo", "eval"} & set(spec["stages"]):
         spec.setdefault("dataset", {"path": "datasets/abc"})
     ingest = spec.get("ingest", {})
     ingest["chunkOverlapCharacters"] = min(ingest.get("chunkOverlapCharacters", 100), ingest.get("chunkCharacters", 800) // 2)
@@ -108,12 +110,33 @@ def _bend_training(spec: Body) -> None:
     _within(spec.get("dataPrep", {}), "unanswerableFraction", "0.1", lambda number: number <= 0.5)
     _within(spec.get("lora", {}), "dropout", "0.1", lambda number: number < 1)
     _within(spec.get("lora", {}), "learningRate", "1e-4", lambda number: 0 < number <= 1)
+    _bend_rlhf(spec.get("rlhf", {}))
     tracking = spec.get("tracking", {}).get("wandb", {})
     if tracking.get("mode") == "online":
         tracking.setdefault("secretName", "tracking-key")
     if spec.get("confirm"):
         spec.setdefault("lora", {})["epochs"] = max(1, spec.get("lora", {}).get("epochs", 1))
-        spec["rlhf"] = {"enabled": True, "reward": {"epochs": 1}, "ppo": {"steps": 1}}
+        for block, field in (("reward", "epochs"), ("ppo", "steps")):
+            changed = spec.setdefault("rlhf", {}).setdefault(block, {})
+            changed[field] = max(1, changed.get(field, 1))
+        spec["rlhf"]["enabled"] = True
+
+
+def _bend_rlhf(rlhf: Body) -> None:
+    reward, ppo = rlhf.get("reward", {}), rlhf.get("ppo", {})
+    _within(reward, "dropout", "0.1", lambda number: number < 1)
+    _within(reward, "learningRate", "1e-4", lambda number: 0 < number <= 1)
+    _within(ppo, "learningRate", "1e-5", lambda number: 0 < number <= 1)
+    _within(ppo, "klCoefficient", "0.05", lambda number: number <= 100)
+    _within(ppo, "clipRange", "0.2", lambda number: 0 < number < 1)
+    _within(ppo, "valueClipRange", "0.2", lambda number: 0 < number <= 100)
+    _within(ppo, "valueCoefficient", "0.1", lambda number: 0 < number <= 100)
+    _within(ppo, "discount", "1", lambda number: 0 < number <= 1)
+    _within(ppo, "gaeLambda", "0.95", lambda number: number <= 1)
+    _within(ppo, "temperature", "0.7", lambda number: 0 < number <= 10)
+    _within(ppo, "missingStopPenalty", "1", lambda number: number <= 1000)
+    if "rolloutsPerStep" in ppo or "minibatchSize" in ppo:
+        ppo["rolloutsPerStep"] = ppo.get("minibatchSize", 8)
 
 
 def _within(block: Body, name: str, otherwise: str, holds: Any) -> None:

@@ -163,6 +163,29 @@ def test_what_an_earlier_stage_makes_is_asked_for_by_its_name(workspace: Path, s
     assert calls(workspace) == []
 
 
+@pytest.mark.parametrize(
+    ("stage", "done", "words"),
+    [
+        ("reward", (), "no adapter of contracts-lora: run the lora stage first"),
+        ("ppo", ("lora",), "no reward model of contracts-lora: run the reward stage first"),
+        ("eval", ("lora", "reward"), "no ppo adapter of contracts-lora: run the ppo stage first"),
+        ("eval", ("lora", "reward", "ppo"), ""),
+    ],
+)
+def test_what_reward_and_ppo_make_is_asked_for_too(
+    workspace: Path, stage: str, done: tuple[str, ...], words: str
+) -> None:
+    rlhf = {"enabled": True, "reward": {"epochs": 1}, "ppo": {"steps": 1}}
+    file = manifest(stages=["dataPrep", "lora", "reward", "ppo", "eval"], rlhf=rlhf)
+    run("--stage", stage, file=file)
+    (folder,) = (path for path in (workspace / "runs").iterdir())
+    (folder / "results").mkdir()
+    for earlier in ("dataPrep", *done):
+        (folder / "results" / f"{earlier}.json").touch()
+    plan = run("--stage", stage, file=file)
+    assert (plan.code, words in plan.out) == (1 if words else 0, True), plan.out
+
+
 @pytest.mark.slow
 def test_stages_one_by_one_find_what_the_earlier_ones_left(workspace: Path) -> None:
     for stage in ("ingest", "data_prep", "lora", "eval"):
@@ -176,17 +199,21 @@ def test_stages_one_by_one_find_what_the_earlier_ones_left(workspace: Path) -> N
 @pytest.mark.parametrize(
     ("spec", "words", "complaint"),
     [
-        ({}, ("--stage", "ppo"), "the stage ppo is not part of this version"),
-        ({}, ("--stage", "reward"), "the stage reward is not part of this version"),
+        ({}, ("--stage", "ppo"), "ppo is not one of the run's stages (ingest, data_prep, lora, eval)"),
         ({}, ("--stage", "tune"), "there is no stage tune"),
         ({"stages": ["ingest"]}, ("--stage", "lora"), "lora is not one of the run's stages (ingest)"),
         ({"lora": {"epochs": 0}}, ("--confirm",), "spec.lora.epochs: is 0, which trains nothing"),
         ({"suspend": True}, ("--confirm",), "spec.suspend: is true"),
         ({"resources": {"nodes": 2}}, ("--confirm",), "--local is one machine"),
         (
-            {"stages": ["ingest", "dataPrep", "lora", "reward"], "rlhf": {"enabled": True, "reward": {"epochs": 1}}},
+            {"stages": ["ingest", "dataPrep", "lora", "reward"], "rlhf": {"reward": {"epochs": 1}}},
             ("--confirm",),
-            "no stage reward yet",
+            "spec.rlhf.enabled: is false",
+        ),
+        (
+            {"stages": ["reward"], "rlhf": {"preferences": {"path": "judged.jsonl"}}},
+            ("--confirm",),
+            "rlhf.preferences.path: there is no file judged.jsonl",
         ),
         ({}, ("--workspace", "nowhere"), "--workspace: there is no folder nowhere"),
         ({"workspace": {"claimName": "other"}}, (), "workspace: there is no folder other"),

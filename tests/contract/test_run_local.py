@@ -50,8 +50,31 @@ def test_from_documents_to_a_report_stage_by_stage_with_a_stop_in_between(tmp_pa
     assert (again.returncode, "finished this work" in again.stdout) == (0, True), again.stdout + again.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_from_documents_to_an_adapter_that_a_reward_model_has_judged(tmp_path: Path) -> None:
+    """All stages there are: what is evaluated is ppo's adapter, which began as lora's."""
+    rlhf = {
+        "enabled": True,
+        "reward": {"epochs": 1, "rank": 4, "alpha": 8},
+        "ppo": {"steps": 1, "rolloutsPerStep": 8, "epochsPerStep": 1, "minibatchSize": 4},
+    }
+    lora = {"epochs": 1, "rank": 4, "learningRate": "0.01", "maxLength": 200}
+    stages = ["ingest", "dataPrep", "lora", "reward", "ppo", "eval"]
+    workspace = write_local_run(tmp_path, stages=stages, lora=lora, rlhf=rlhf)
+    plan_and_confirm(tmp_path)
+    (report,) = (workspace / "reports").glob("eval_contracts-lora_*.json")
+    measured = json.loads(report.read_text())["adapter"]
+    made = {path.parent.name: json.loads(path.read_text()) for path in workspace.glob("*/*/manifest.json")}
+    ppo = made[measured["digest"]]["provenance"]
+    assert made[ppo["rewardModel"]["digest"]]["provenance"]["kind"] == "rewardModel"
+    assert made[ppo["rewardModel"]["digest"]]["provenance"]["preferences"]["source"] == "rules"
+    assert made[ppo["parent"]["digest"]]["provenance"]["kind"] == "adapter"
+    assert made[ppo["rewardModel"]["digest"]]["provenance"]["parent"] == ppo["parent"]
+
+
 def ended(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(local_run(*words), cwd=folder, capture_output=True, text=True, timeout=500, check=False)
+    return subprocess.run(local_run(*words), cwd=folder, capture_output=True, text=True, timeout=1000, check=False)
 
 
 def plan_and_confirm(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -17,7 +17,7 @@ from control_plane import ApiServer
 from hypothesis import HealthCheck, Phase, given, settings
 from mark_crds import names
 from mark_operator.queue import WORKERS
-from mark_operator.run.plan import NOT_YET, plan_digest
+from mark_operator.run.plan import plan_digest
 from operator_bed import UNHURRIED, Case, Crowd, crowd
 from rest import Refused
 from schema_specs import Mistake, mistakes, obeying, spec_schema, values
@@ -66,10 +66,8 @@ def specs_of(plural: str, count: int) -> list[Body]:
 def to_the_end(spec: Body) -> Body:
     """The spec, confirmed and with nothing that would hold it up."""
     kept = {key: value for key, value in spec.items() if key not in ("queueName", "suspend", "tolerations")}
-    stages = [stage for stage in spec.get("stages", ()) if stage not in NOT_YET]
-    known = {"stages": stages or ["dataPrep"]} if "stages" in spec else {}
     measured = {"model": {"path": "adapters/abc"}} if "model" in spec else {}
-    return {**kept, **known, **measured, "dryRun": False, "confirm": True}
+    return {**kept, **measured, "dryRun": False, "confirm": True}
 
 
 def at_home(spec: Body) -> Body:

@@ -63,7 +63,6 @@ CASES: dict[str, tuple[Body, Body, str, str, str]] = {
         {}, {"quotas": Answer("Found", ({"metadata": {"name": "q"}, "spec": {"scopes": ["BestEffort"]}},))}, "quota", "NotChecked", "scopes",
     ),
     "image not allowed": ({"image": "elsewhere/evil:1"}, {}, "image", "Failed", "elsewhere/evil:1 is not one of"),
-    "stage not there yet": ({"stages": ["dataPrep", "lora", "ppo"]}, {}, "stages", "Failed", "no stage ppo yet"),
     "job refused": ({}, {"jobs": {"lora": Answer("Refused", message="too long")}}, "job.lora", "Failed", "too long"),
     "pod not checked": ({}, {"pods": {"lora": FORBIDDEN}}, "pod.lora", "NotChecked", "may not look"),
 }  # fmt: skip

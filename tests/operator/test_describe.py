@@ -50,6 +50,21 @@ def test_bounds_follow_from_the_spec() -> None:
     assert plan.gpu_hours_at_most == "12" and stage(plan, "dataPrep").gpu_hours_at_most is None
 
 
+RLHF = {"enabled": True, "reward": {"epochs": 2, "batchSize": 4, "gradientAccumulationSteps": 2}, "ppo": {"steps": 9}}
+TO_PPO = ["dataPrep", "lora", "reward", "ppo"]
+
+
+def test_bounds_of_reward_and_ppo() -> None:
+    means = {"nodes": 2, "gpusPerNode": 4}
+    plan = told(training(stages=TO_PPO, rlhf=RLHF, dataPrep={"maxSamples": 1001}, resources=means))
+    assert stage(plan, "reward").steps_at_most == 251, "2 * 1001 pairs in steps of 8, on one process"
+    assert stage(plan, "ppo").steps_at_most == 9
+    for name in ("reward", "ppo"):
+        assert (stage(plan, name).nodes, stage(plan, name).gpus, stage(plan, name).gpu_hours_at_most) == (1, 1, "24")
+    judged = told(training(stages=TO_PPO, rlhf={**RLHF, "preferences": {"path": "judged.jsonl"}}))
+    assert stage(judged, "reward").steps_at_most is None, "nobody has counted the judgements"
+
+
 def test_what_is_not_known_is_absent() -> None:
     plan = told(training(stages=["lora"], dataset={"path": "datasets/x"}))
     assert stage(plan, "lora").steps_at_most is None and stage(plan, "lora").tokens_at_most is None
@@ -57,11 +72,13 @@ def test_what_is_not_known_is_absent() -> None:
 
 
 def test_what_is_written() -> None:
-    plan = told(training(stages=["ingest", "dataPrep", "lora", "eval"]))
+    plan = told(training(stages=["ingest", "dataPrep", "lora", "reward", "ppo", "eval"]))
     assert [item.writes for item in plan.stages] == [
         (),
         ("chroma, collection pdf_docs",),
         ("datasets/<digest>",),
+        ("adapters/<digest>",),
+        ("reward-models/<digest>",),
         ("adapters/<digest>",),
         ("reports",),
     ]
@@ -89,6 +106,14 @@ def test_a_run_that_leaves_the_registry_alone_says_so() -> None:
     assert plan.model is None and plan.summary[-1] == "model: the registry is left alone"
 
 
+@pytest.mark.parametrize(
+    ("stages", "enters"), [(["reward"], False), (["reward", "ppo"], True), (["lora", "reward"], True)]
+)
+def test_a_reward_model_alone_enters_nothing(stages: list[str], enters: bool) -> None:
+    plan = told(training(stages=stages, dataset={"path": "datasets/x"}, output={"model": "tuned"}))
+    assert (plan.model is not None) is enters
+
+
 def test_an_evaluation_judges_a_version() -> None:
     plan = told(evaluating(model={"name": "tuned"}), (model("tuned", 2),), EVAL_KEY)
     assert plan.model is not None and plan.model.to_dict() == {
@@ -107,8 +132,12 @@ def test_an_evaluation_judges_a_version() -> None:
         (training(stages=["dataPrep", "lora"], baseModel=HUB), ["spec.dataPrep.collection"]),
         (training(stages=["ingest"]), ["spec.baseModel.path", "spec.ingest.path"]),
         (training(stages=["lora"], baseModel=HUB, dataset={"path": f"datasets/{DIGEST}"}, image="a:1"), ["spec.image"]),
+        (
+            training(stages=["reward"], baseModel=HUB, rlhf={"preferences": {"path": "judged.jsonl"}}),
+            ["spec.rlhf.preferences.path"],
+        ),
     ],
-    ids=["all pinned", "dataset", "collection", "documents", "image"],
+    ids=["all pinned", "dataset", "collection", "documents", "image", "judgements"],
 )
 def test_each_field_whose_content_is_not_bound_is_named(spec: Body, fields: list[str]) -> None:
     assert [sentence.split(":")[0] for sentence in told(spec).unpinned] == fields

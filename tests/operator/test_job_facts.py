@@ -193,11 +193,22 @@ def test_a_deadline_is_final() -> None:
     assert isinstance(fact, Ended) and fact.final and fact.why.reason == "DeadlineExceeded"
 
 
-@pytest.mark.parametrize(("job", "cure"), [(LORA, "raise gradientAccumulationSteps"), (DATA_PREP, "spec.cpuResources.memory")])
-def test_out_of_memory_names_the_remedy(job: Body, cure: str) -> None:
+@pytest.mark.parametrize(
+    ("stage", "cure"),
+    [
+        ("dataPrep", "Raise spec.cpuResources.memory"),
+        ("lora", "Lower batchSize, raise gradientAccumulationSteps by as much (spec.lora), or raise spec.resources.memory"),
+        ("reward", "Lower batchSize, raise gradientAccumulationSteps by as much (spec.rlhf.reward)"),
+        ("ppo", "Lower batchSize (spec.lora), which changes no result, or raise spec.resources.memory"),
+        ("eval", "Raise spec.resources.memory"),
+    ],
+)
+def test_out_of_memory_names_the_remedy(stage: str, cure: str) -> None:
+    jobs = rendering_of(training(stages=["dataPrep", "lora", "reward", "ppo", "eval"])).jobs
+    template = next(job for job in jobs if job["metadata"]["labels"]["training.mark.dev/stage"] == stage)
+    job = bind(template, kind=KEY.kind, uid=UID, attempt=1)
     fact = read(job_with(job, "Failed"), pod_with(job, terminated(137, reason="OOMKilled"), "Failed"))
     assert isinstance(fact, Ended) and cure in fact.why.message
-    assert ("Lower batchSize" in fact.why.message) == (job is LORA)
 
 
 def test_only_a_verdict_finishes_a_job() -> None:

@@ -359,6 +359,17 @@ def test_a_run_that_is_being_deleted_is_left_alone() -> None:
     assert world.look() == Decision()
 
 
+@pytest.mark.parametrize(
+    ("stages", "entered"), [(["dataPrep", "lora"], "lora/x"), (["dataPrep", "lora", "reward", "ppo"], "ppo/x")]
+)
+def test_the_version_that_is_entered_is_the_newest_adapter(stages: list[str], entered: str) -> None:
+    rlhf = {"enabled": True, "reward": {"epochs": 1}, "ppo": {"steps": 1}}
+    world = confirmed(stages=stages, rlhf=rlhf, output={"model": "tuned"})
+    world.live_on()
+    (version,) = world.models["tuned"]["status"]["versions"]
+    assert version["path"] == entered
+
+
 @pytest.mark.parametrize(("value", "passed"), [("0.41", True), ("0.39", False), (None, False)])
 def test_an_evaluation_decides_about_a_version(value: str | None, passed: bool) -> None:
     tuned = confirmed(output={"model": "tuned"})

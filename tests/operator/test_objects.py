@@ -118,6 +118,28 @@ def test_an_evaluation_takes_one_node_and_its_gpus() -> None:
     assert container_of(jobs[1])["resources"]["limits"]["nvidia.com/gpu"] == "2"
 
 
+def test_reward_and_ppo_take_one_node_and_one_gpu_at_most() -> None:
+    for asked, limit in ((0, None), (1, "1"), (8, "1")):
+        spec = training(stages=["dataPrep", "lora", "reward", "ppo"], resources={"nodes": 3, "gpusPerNode": asked})
+        _, _, lora, *others = rendering_of(spec).jobs
+        assert lora["spec"]["completions"] == 3
+        for job in others:
+            assert job["spec"]["completions"] == job["spec"]["parallelism"] == 1
+            assert "subdomain" not in job["spec"]["template"]["spec"]
+            assert container_of(job)["resources"]["limits"].get("nvidia.com/gpu") == limit
+
+
+def test_the_tracker_s_key_goes_to_every_training_stage_and_to_no_other() -> None:
+    tracking = {"wandb": {"mode": "online", "secretName": "tracker"}}
+    jobs = rendering_of(training(stages=["dataPrep", "lora", "reward", "ppo", "eval"], tracking=tracking)).jobs
+    with_key = [
+        job["metadata"]["labels"][names.STAGE_LABEL]
+        for job in jobs
+        if any(item["name"] == "WANDB_API_KEY" for item in container_of(job)["env"])
+    ]
+    assert with_key == ["lora", "reward", "ppo"]
+
+
 def test_a_pod_of_a_job_for_the_dry_run() -> None:
     (first, *_) = rendering_of(training()).jobs
     pod = pod_of(bind(first, kind=KEY.kind, uid=UID, attempt=1))

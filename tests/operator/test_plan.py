@@ -189,9 +189,22 @@ def test_a_spec_that_cannot_be_used_is_explained_by_field() -> None:
     [
         ({"lora": {"epochs": 0}}, "spec.lora.epochs is 0"),
         ({"stages": ["dataPrep", "lora", "ppo"]}, "spec.rlhf.enabled is false"),
+        ({"stages": ["dataPrep", "reward"]}, "spec.rlhf.reward.epochs is 0"),
+        ({"stages": ["dataPrep", "reward"]}, "pairs made by rules, not from what people judged"),
+        ({"stages": ["dataPrep", "reward", "ppo"]}, "spec.rlhf.ppo.steps is 0"),
+        ({"stages": ["dataPrep", "lora", "ppo"]}, "spec.stages has ppo without reward"),
+        ({"stages": ["dataPrep", "reward"], "resources": {"gpusPerNode": 2}}, "each runs as one process"),
+        ({"stages": ["dataPrep", "reward", "ppo"]}, "spec.output.model is not set"),
         ({}, "spec.output.model is not set"),
         ({}, "CPU"),
     ],
 )
 def test_warnings(changes: dict[str, object], words: str) -> None:
     assert any(words in warning for warning in rendering_of(training(**changes)).warnings)
+
+
+def test_no_warning_where_nothing_is_odd() -> None:
+    rlhf = {"enabled": True, "reward": {"epochs": 1}, "ppo": {"steps": 1}, "preferences": {"path": "judged.jsonl"}}
+    stages = ["dataPrep", "lora", "reward", "ppo", "eval"]
+    spec = training(stages=stages, rlhf=rlhf, resources={"gpusPerNode": 1}, output={"model": "x"})
+    assert rendering_of(spec).warnings == ()

@@ -43,16 +43,6 @@ def test_a_wrong_input_is_the_user_s_mistake_and_names_the_field(
     assert words in result.message
 
 
-@pytest.mark.parametrize("stage", ["reward", "ppo"])
-def test_a_stage_that_does_not_exist_yet(
-    run_trainer: RunTrainer, job_input: JobInputs, tmp_path: Path, stage: str
-) -> None:
-    if (Path(ingest.__file__).parent / f"{stage}.py").exists():
-        pytest.skip(f"there is a stage {stage} now")
-    code, result = run_trainer(stage, job_input(stages=[stage]), tmp_path)
-    assert code == 64 and result.message == f"this trainer has no stage {stage} yet: take it out of spec.stages"
-
-
 @pytest.mark.parametrize(
     ("error", "code", "reason"),
     [

@@ -238,6 +238,25 @@ def test_a_dataset_must_be_there_and_unchanged(whole: Callable[..., Work]) -> No
     assert "has no val_sft.jsonl; run dataPrep" in failure_of(whole(dataset={"path": published.path}, **parts)).message
 
 
+def test_judgements_are_read_before_any_gpu_is_asked_for(whole: Callable[..., Work]) -> None:
+    rlhf = {"enabled": True, "reward": {"epochs": 1}}
+    stages = ["ingest", "dataPrep", "lora", "reward"]
+    by_rules = preflight.run(whole(stages=stages, rlhf=rlhf))
+    assert "reward will learn from pairs made by rules, not from what people judged" in by_rules.message
+    work = whole(stages=stages, rlhf={**rlhf, "preferences": {"path": "judged.jsonl"}})
+    failure = failure_of(work)
+    assert (type(failure), failure.reason) == (UserMistake, "NoPreferences")
+    lines = [{"question": f"Who pays {n}?", "chosen": "The tenant", "rejected": "Nobody"} for n in range(3)]
+    file = work.workspace.root / "judged.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    facts = {measure.name: measure.value for measure in preflight.run(work).measures}
+    assert facts["judgements"] == "3" and len(facts["judgementsDigest"]) == 16
+    file.write_text(file.read_text() + "{}\n")
+    failure = failure_of(work)
+    assert (type(failure), failure.reason) == (BadData, "BadJudgement")
+    assert "judged.jsonl line 4: question: Field required" in failure.message
+
+
 def test_an_adapter_must_have_the_digest_that_was_registered(whole: Callable[..., Work]) -> None:
     work = whole()
     folder = work.workspace.staging_folder("run-0", "adapter")

@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from mark_crds.job_output import Artifact
 from mark_trainer import publish as publishing
 from mark_trainer.failures import BadData, UserMistake
+from mark_trainer.outcome import keep_result
 from mark_trainer.publish import publish, verify_folder
 from mark_trainer.workspace import Work, Workspace, write_file
 
@@ -99,3 +102,14 @@ def test_the_dataset_is_the_spec_s_or_the_one_that_this_run_made(make_work: Make
         make_work("lora").dataset_folder()
     result = named.done("DatasetMade", "made")
     assert json.loads(result.model_dump_json())["outcome"] == "Done"
+
+
+def test_what_the_run_made_is_that_of_the_newest_stage_that_is_done(make_work: Callable[..., Work]) -> None:
+    work = make_work("eval", stages=["lora", "reward", "ppo", "eval"], baseModel={"path": "b"}, dataset={"path": "d"})
+    assert work.made("adapter", "ppo", "lora") is None
+    for stage, kind in (("lora", "adapter"), ("reward", "rewardModel"), ("ppo", "adapter")):
+        artifact = Artifact(kind=kind, path=f"{stage}/x", digest="a" * 64)
+        keep_result(replace(work, stage=stage), work.done("Done", "done", (artifact,)))
+        newest = work.made("adapter", "ppo", "lora")
+        assert newest is not None and newest.path == ("ppo/x" if stage == "ppo" else "lora/x")
+    assert work.made("dataset", "ppo", "lora") is None

@@ -5,7 +5,6 @@ It must import nothing heavy before the input is known to be good.
 
 import argparse
 import importlib
-import importlib.util
 import json
 import os
 import signal
@@ -152,10 +151,7 @@ def _parser() -> argparse.ArgumentParser:
 def _stage_module(stage: str, job_input: JobInput) -> str:
     if stage != "preflight" and stage not in job_input.stages:
         raise UserMistake("StageNotInRun", f"--stage: {stage} is not one of the run's stages {list(job_input.stages)}")
-    module = f"mark_trainer.{names.stage_module(stage)}"
-    if importlib.util.find_spec(module) is None:
-        raise UserMistake("NoSuchStage", f"this trainer has no stage {stage} yet: take it out of spec.stages")
-    return module
+    return f"mark_trainer.{names.stage_module(stage)}"
 
 
 def _stop_on_signal() -> threading.Event:

@@ -3,7 +3,7 @@
 It must not change the model, the examples or the random numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -50,13 +50,7 @@ def audit_examples(
             f"{mismatches} of {len(examples)} training prompts differ from the prompts that evaluation would build; "
             "the tokenizer of baseModel does not encode the same text to the same ids twice",
         )
-    shared = shared_documents(training, validation)
-    if shared:
-        raise BadData(
-            "SplitOverlap",
-            f"{len(shared)} documents stand in both training and validation rows, the first is {shared[0]}; "
-            "make the dataset again, it must be split by cluster of documents",
-        )
+    refuse_shared_documents(training, validation)
     return Findings(
         examples=len(examples),
         tokens=sum(len(example.ids) for example in examples),
@@ -87,6 +81,17 @@ def same_prompt(example: Example, builder: PromptBuilder) -> bool:
     passages = [passage.text for passage in example.row.contexts or ()] if example.form == "retrieved" else None
     prompt = builder.prompt(example.row.question, passages)
     return prompt is not None and prompt.ids == example.ids[: example.prompt_tokens]
+
+
+def refuse_shared_documents(training: Sequence[Row], validation: Sequence[Row]) -> None:
+    """What is learned from and what is measured must come from different documents."""
+    shared = shared_documents(training, validation)
+    if shared:
+        raise BadData(
+            "SplitOverlap",
+            f"{len(shared)} documents stand in both training and validation rows, the first is {shared[0]}; "
+            "make the dataset again, it must be split by cluster of documents",
+        )
 
 
 def shared_documents(training: Sequence[Row], validation: Sequence[Row]) -> list[str]:
@@ -137,7 +142,20 @@ def row_logits(model: PreTrainedModel, rows: Sequence[Example]) -> torch.Tensor:
 
 
 def audit_adapter(model: PreTrainedModel, example: Example, *, packed: bool) -> tuple[str, ...]:
-    """The adapted modules, after one backward pass has shown that a gradient reaches each of them.
+    """The adapted modules, after one backward pass of the example's loss has shown that a gradient reaches each."""
+
+    def loss() -> torch.Tensor:
+        device = next(model.parameters()).device
+        inputs = collate([example], 0, packed=packed)
+        on_device = {name: value.to(device) if torch.is_tensor(value) else value for name, value in inputs.items()}
+        return torch.as_tensor(model(**on_device).loss)
+
+    return live_modules(model, loss, f"row {example.row.id}")
+
+
+def live_modules(model: PreTrainedModel, loss_of: Callable[[], torch.Tensor], name: str) -> tuple[str, ...]:
+    """The adapted modules, after one backward pass has shown that a gradient reaches each of them; `name` says whose
+    loss it is.
 
     B starts at zero, so at the first step only B's gradient can differ from zero; A's must exist.
     Some modules read their weight without calling the layer (Mamba's dt_proj): an adapter there is dead.
@@ -145,23 +163,18 @@ def audit_adapter(model: PreTrainedModel, example: Example, *, packed: bool) -> 
     was_training = model.training
     model.eval()  # without dropout no random number is drawn
     try:
-        device = next(model.parameters()).device
-        inputs = collate([example], 0, packed=packed)
-        loss = model(
-            **{name: value.to(device) if torch.is_tensor(value) else value for name, value in inputs.items()}
-        ).loss
+        loss = loss_of()
         if not torch.isfinite(loss):
             raise MachineTrouble(
-                "LossNotFinite",
-                f"row {example.row.id}: the first loss is {loss.item()}; check the weights of baseModel",
+                "LossNotFinite", f"{name}: the first loss is {loss.item()}; check the weights of baseModel"
             )
         loss.backward()
         live, dead = [], []
-        for name, parameter in model.named_parameters():
+        for path, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            reached = parameter.grad is not None and (".lora_B." not in name or bool(parameter.grad.abs().sum() > 0))
-            (live if reached else dead).append(name)
+            reached = parameter.grad is not None and (".lora_B." not in path or bool(parameter.grad.abs().sum() > 0))
+            (live if reached else dead).append(path)
     finally:
         model.zero_grad(set_to_none=True)
         model.train(was_training)
@@ -171,4 +184,4 @@ def audit_adapter(model: PreTrainedModel, example: Example, *, packed: bool) -> 
             f"no gradient reaches {len(dead)} tensors of the adapter, the first is {(dead or ['none'])[0]}: "
             "this model family needs other target modules",
         )
-    return tuple(sorted({name.split(".lora_")[0] for name in live}))
+    return tuple(sorted({path.split(".lora_")[0] for path in live}))

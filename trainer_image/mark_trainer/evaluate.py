@@ -169,9 +169,8 @@ def adapter_of(work: Work) -> Adapter | None:
     if chosen is not None:
         path, expected = chosen.adapter_path, chosen.adapter_digest
     else:
-        result = work.result_of("lora")
-        found = [artifact for artifact in result.artifacts if artifact.kind == "adapter"] if result else []
-        path, expected = (found[-1].path, found[-1].digest) if found else (None, None)
+        newest = work.made("adapter", "ppo", "lora")
+        path, expected = (newest.path, newest.digest) if newest else (None, None)
     if path is None:
         return None
     folder = work.workspace.path(path)

@@ -3,7 +3,6 @@
 It reports all that is wrong at once. It must not import torch, nor change anything but its run's own folder.
 """
 
-import importlib.util
 import json
 import shutil
 import socket
@@ -20,6 +19,7 @@ from mark_trainer.collection import lock_name, no_collection, open_collection
 from mark_trainer.documents import Unreadable, count_pages, path_text, seen_fault
 from mark_trainer.failures import BadData, Failure, MachineTrouble, UserMistake
 from mark_trainer.ingest import corpus_files, unusable_files
+from mark_trainer.judgements import judgements_digest, read_judgements
 from mark_trainer.locks import is_stale, see_holder
 from mark_trainer.model_files import see_model
 from mark_trainer.outcome import see_completed
@@ -29,7 +29,8 @@ from mark_trainer.workspace import Work, write_file
 DATASET_FILES = ("train_sft.jsonl", "val_sft.jsonl")
 SECONDS_FOR_THE_CORPUS = 60.0
 SPARE_BYTES = 64 * 1024**2
-_MODEL_STAGES = frozenset(["lora", "reward", "ppo", "eval"])
+_TRAINING_STAGES = frozenset(["lora", "reward", "ppo"])
+_MODEL_STAGES = _TRAINING_STAGES | {"eval"}
 
 
 @dataclass
@@ -53,7 +54,7 @@ def run(work: Work) -> Result:
             reason="AlreadyDone",
             message=f"run {adopted.run_uid} finished this work on {adopted.finished}; "
             "to train again, change spec.trainingRevision",
-            artifacts=artifacts[:6],
+            artifacts=artifacts[:8],
             adopted=adopted,
         )
     found = Findings()
@@ -68,17 +69,6 @@ def run(work: Work) -> Result:
     measures = tuple(Measure(name=name, value=str(value)) for name, value in found.facts.items())
     message = "; ".join([f"all inputs of {', '.join(work.job_input.stages)} are there", *found.notes])
     return Result(stage=work.stage, outcome="Done", reason="AllThere", message=message[:1000], measures=measures)
-
-
-def check_stages(work: Work, found: Findings) -> None:
-    """Every stage of the run exists in this trainer."""
-    missing = [
-        stage
-        for stage in work.job_input.stages
-        if importlib.util.find_spec(f"mark_trainer.{names.stage_module(stage)}") is None
-    ]
-    if missing:
-        raise UserMistake("NoSuchStage", f"stages: this trainer has no stage {', '.join(missing)} yet: take it out")
 
 
 def check_writable(work: Work, found: Findings) -> None:
@@ -191,7 +181,11 @@ def check_base_model(work: Work, found: Findings) -> None:
         )
     config = see_model(folder, reference.path)
     longest = config.get("max_position_embeddings")
-    if "lora" in work.job_input.stages and isinstance(longest, int) and work.job_input.lora.max_length > longest:
+    if (
+        _TRAINING_STAGES & set(work.job_input.stages)
+        and isinstance(longest, int)
+        and work.job_input.lora.max_length > longest
+    ):
         raise UserMistake(
             "TooLong",
             f"lora.maxLength: is {work.job_input.lora.max_length}, and the base model reads {longest} tokens at most "
@@ -222,6 +216,18 @@ def check_dataset(work: Work, found: Findings) -> None:
         found.facts["datasetDigest"] = verify_folder(folder, reference.path)[:16]
     else:
         found.notes.append(f"{reference.path} has no {MANIFEST}, so it was not checked for changes")
+
+
+def check_preferences(work: Work, found: Findings) -> None:
+    """Every judgement of the named file can be read."""
+    preferences = work.job_input.rlhf.preferences
+    if "reward" not in work.job_input.stages:
+        return
+    if preferences is None:
+        found.notes.append("reward will learn from pairs made by rules, not from what people judged")
+        return
+    found.facts["judgements"] = len(read_judgements(work.workspace, preferences.path))
+    found.facts["judgementsDigest"] = judgements_digest(work.workspace, preferences.path)[:16]
 
 
 def check_adapter(work: Work, found: Findings) -> None:
@@ -255,7 +261,7 @@ def check_disk(work: Work, found: Findings) -> None:
         # Texts and vectors are a small part of most PDFs; three times as much is on the safe side.
         needed += 3 * _size_of(work.workspace.path(work.job_input.ingest.path))
     reference = work.job_input.base_model
-    if "lora" in work.job_input.stages and reference is not None and reference.path is not None:
+    if _TRAINING_STAGES & set(work.job_input.stages) and reference is not None and reference.path is not None:
         # Adapter, optimizer and a few checkpoints are a fraction of the frozen weights.
         needed += _size_of(work.workspace.path(reference.path)) * 3 // 10
     if free < needed:
@@ -267,13 +273,13 @@ def check_disk(work: Work, found: Findings) -> None:
 
 
 _CHECKS: tuple[Callable[[Work, Findings], None], ...] = (
-    check_stages,
     check_writable,
     check_corpus,
     check_server,
     check_collection,
     check_base_model,
     check_dataset,
+    check_preferences,
     check_adapter,
     check_disk,
 )

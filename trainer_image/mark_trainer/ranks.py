@@ -17,7 +17,7 @@ from typing import Any, Self
 from mark_crds.job_input import JobInput
 
 MASTER_PORT = "29500"
-TRAINING_STAGES = frozenset({"lora", "reward", "ppo"})
+SEVERAL_PROCESS_STAGES = frozenset({"lora"})  # reward and ppo run as one process
 SECONDS_TO_END = 30.0  # for the other processes, once one has failed
 _SECONDS_BETWEEN_LOOKS = 0.2
 
@@ -76,7 +76,7 @@ def start(job: JobInput, stage: str, command: Sequence[str]) -> int | None:
 
     Returns the Pod's exit code when it waited for others, else None: then the caller does the stage itself.
     """
-    if stage not in TRAINING_STAGES or "RANK" in os.environ:
+    if stage not in SEVERAL_PROCESS_STAGES or "RANK" in os.environ:
         return None
     ranks = variables(job, os.environ)
     if len(ranks) > 1:

@@ -120,18 +120,23 @@ class Work:
         path = self.workspace.results_folder(self.run_uid) / f"{stage}.json"
         return Result.model_validate_json(path.read_text()) if path.exists() else None
 
+    def made(self, kind: str, *stages: str) -> Artifact | None:
+        """What the first of these stages that is done published of this kind; None where none did."""
+        results = [result for stage in stages if (result := self.result_of(stage)) is not None]
+        found = [artifact for result in results for artifact in result.artifacts if artifact.kind == kind]
+        return found[0] if found else None
+
     def dataset_folder(self) -> Path:
         """The dataset to train on: the one that the spec names, else the one that this run's dataPrep published."""
         if self.job_input.dataset is not None:
             return self.workspace.path(self.job_input.dataset.path)
-        result = self.result_of("dataPrep")
-        found = [artifact for artifact in result.artifacts if artifact.kind == "dataset"] if result else []
-        if not found:
+        found = self.made("dataset", "dataPrep")
+        if found is None:
             raise UserMistake(
                 "NoDataset",
                 "the run has no dataset: add dataPrep to spec.stages, or name an earlier dataset in spec.dataset.path",
             )
-        return self.workspace.path(found[0].path)
+        return self.workspace.path(found.path)
 
     def done(
         self, reason: str, message: str, artifacts: tuple[Artifact, ...] = (), **measures: float | int | str

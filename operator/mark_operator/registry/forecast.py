@@ -16,7 +16,7 @@ def forecast(job_input: JobInput, models: tuple[Body, ...]) -> PlannedModel | No
         if measured.adapter_digest is None or not known:
             return None
         return PlannedModel(name=measured.name, action="Judge", version=measured.adapter_digest)
-    if job_input.output_model is None or "lora" not in job_input.stages:
+    if job_input.output_model is None or not {"lora", "ppo"} & set(job_input.stages):
         return None
     return _entry(job_input.output_model, models)
 

@@ -23,6 +23,8 @@ def bounds(job_input: JobInput, means: Means, stage: str) -> dict[str, Any]:
         tokens = rows * lora.epochs * lora.max_length
         processes = means.nodes(stage) * max(1, means.gpus_per_node(stage))
         steps = -(-rows * lora.epochs // (lora.batch_size * lora.gradient_accumulation_steps * processes))
+    if stage == "reward":
+        steps = reward_steps_at_most(job_input)
     if stage == "ppo":
         steps = job_input.rlhf.ppo.steps
     return {
@@ -36,6 +38,14 @@ def bounds(job_input: JobInput, means: Means, stage: str) -> dict[str, Any]:
 def rows_at_most(job_input: JobInput) -> int | None:
     """Rows of the dataset that this run makes; None for one that exists already, which nobody has counted yet."""
     return job_input.data_prep.max_samples if "dataPrep" in job_input.stages else None
+
+
+def reward_steps_at_most(job_input: JobInput) -> int | None:
+    """Steps over a pair a row; None where the pairs are in a file that nobody has counted yet."""
+    rows, reward = rows_at_most(job_input), job_input.rlhf.reward
+    if rows is None or job_input.rlhf.preferences is not None:
+        return None
+    return -(-rows * reward.epochs // (reward.batch_size * reward.gradient_accumulation_steps))
 
 
 def gpu_hours(means: Means, stages: tuple[str, ...]) -> str | None:
@@ -53,6 +63,8 @@ def writes(job_input: JobInput, stage: str) -> tuple[str, ...]:
         "ingest": (f"{database}, collection {job_input.data_prep.collection}",),
         "dataPrep": (f"{names.DATASETS_FOLDER}/<digest>",),
         "lora": (f"{names.ADAPTERS_FOLDER}/<digest>",),
+        "reward": (f"{names.REWARD_MODELS_FOLDER}/<digest>",),
+        "ppo": (f"{names.ADAPTERS_FOLDER}/<digest>",),
         "eval": (names.REPORTS_FOLDER,),
     }
     return published.get(stage, ())

@@ -9,7 +9,7 @@ from mark_crds.run import Check
 
 from mark_operator import quantity
 from mark_operator.messages import shorten
-from mark_operator.run.plan import NOT_YET, Rendering
+from mark_operator.run.plan import Rendering
 from mark_operator.seen import Answer, Body, Findings
 
 QUOTA_NAMES = {"cpu": ("cpu", "requests.cpu", "limits.cpu"), "memory": ("memory", "requests.memory", "limits.memory")}
@@ -18,7 +18,6 @@ QUOTA_NAMES = {"cpu": ("cpu", "requests.cpu", "limits.cpu"), "memory": ("memory"
 def check_all(rendering: Rendering, findings: Findings) -> tuple[Check, ...]:
     """All checks of a plan, in the order of a person's questions."""
     return (
-        *_stages(rendering),
         _image(rendering),
         _claim(rendering, findings),
         _service_account(rendering, findings),
@@ -44,13 +43,6 @@ def _failed(name: str, message: str) -> Check:
 
 def _not_checked(name: str, message: str) -> Check:
     return Check(name=name, outcome="NotChecked", message=shorten(message))
-
-
-def _stages(rendering: Rendering) -> tuple[Check, ...]:
-    missing = [stage for stage in rendering.stages if stage in NOT_YET]
-    if not missing:
-        return ()
-    return (_failed("stages", f"this version has no stage {' and '.join(missing)} yet; take it out of spec.stages"),)
 
 
 def _image(rendering: Rendering) -> Check:

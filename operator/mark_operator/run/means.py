@@ -10,7 +10,8 @@ from mark_operator.seen import RunKey
 from mark_operator.settings import Settings
 
 CPU_STAGES = frozenset({"preflight", "ingest", "dataPrep"})
-SINGLE_NODE_STAGES = CPU_STAGES | {"eval"}
+ONE_PROCESS_STAGES = frozenset({"reward", "ppo"})
+SINGLE_NODE_STAGES = CPU_STAGES | ONE_PROCESS_STAGES | {"eval"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,9 @@ class Means:
         return 1 if stage in SINGLE_NODE_STAGES else self.resources.nodes
 
     def gpus_per_node(self, stage: str) -> int:
-        return 0 if stage in CPU_STAGES else self.resources.gpus_per_node
+        if stage in CPU_STAGES:
+            return 0
+        return min(1, self.resources.gpus_per_node) if stage in ONE_PROCESS_STAGES else self.resources.gpus_per_node
 
     @property
     def image(self) -> str:

@@ -12,7 +12,13 @@ PUBLISHED_FOLDER = re.compile(r"/[0-9a-f]{64}$")
 
 def unpinned(job_input: JobInput, means: Means) -> tuple[str, ...]:
     """One sentence for each field whose content can change while the hash stays."""
-    return (*_image(means), *_base_model(job_input), *_documents(job_input), *_folders(job_input))
+    return (
+        *_image(means),
+        *_base_model(job_input),
+        *_documents(job_input),
+        *_preferences(job_input),
+        *_folders(job_input),
+    )
 
 
 def _image(means: Means) -> tuple[str, ...]:
@@ -48,6 +54,16 @@ def _documents(job_input: JobInput) -> tuple[str, ...]:
             "digest, and the dataset's manifest keeps it",
         )
     return ()
+
+
+def _preferences(job_input: JobInput) -> tuple[str, ...]:
+    preferences = job_input.rlhf.preferences
+    if preferences is None or "reward" not in job_input.stages:
+        return ()
+    return (
+        f"spec.rlhf.preferences.path: the judgements in {preferences.path} are not part of the plan. Preflight names "
+        "the file's digest, and the reward model's manifest keeps it",
+    )
 
 
 def _folders(job_input: JobInput) -> tuple[str, ...]:

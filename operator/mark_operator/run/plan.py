@@ -15,7 +15,6 @@ from mark_operator.run.objects import job_template
 from mark_operator.seen import Body, RunKey
 
 HASHED_KEYS = (names.JOB_INPUT_KEY, names.JOBS_KEY)
-NOT_YET = ("reward", "ppo")
 
 
 class CannotPlanError(Exception):

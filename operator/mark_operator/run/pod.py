@@ -8,6 +8,7 @@ from mark_operator.seen import Body
 HOME = "/home/mark"
 MASTER_PORT = 29500
 TOKEN_SECONDS = 3600
+TRAINING_STAGES = frozenset({"lora", "reward", "ppo"})
 
 
 def pod_spec(means: Means, stage: str) -> Body:
@@ -99,8 +100,8 @@ def _environment(means: Means, stage: str) -> list[Body]:
 
 
 def _api_key(means: Means, stage: str) -> list[Body]:
-    """The tracker's API key, for the stage that sends measures. The kubelet reads the Secret, the operator never."""
-    if means.api_key_secret is None or stage != "lora":
+    """The tracker's API key, for the stages that send measures. The kubelet reads the Secret, the operator never."""
+    if means.api_key_secret is None or stage not in TRAINING_STAGES:
         return []
     name = "WANDB_API_KEY"
     return [{"name": name, "valueFrom": {"secretKeyRef": {"name": means.api_key_secret, "key": name}}}]

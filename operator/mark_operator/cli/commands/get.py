@@ -19,7 +19,7 @@ from mark_operator.cli.workspace.copies import fetch_files, read_file
 from mark_operator.cli.workspace.copy_pod import Copying, running_copy_pod
 from mark_operator.cli.workspace.local_files import File
 
-ARTIFACTS = ("report", "adapter", "predictions", "dataset", "page")
+ARTIFACTS = ("report", "adapter", "predictions", "dataset", "page", "rewardModel")
 MANIFEST = "manifest.json"
 
 _EXAMPLES = """\b

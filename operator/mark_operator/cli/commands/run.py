@@ -20,7 +20,7 @@ from mark_operator.cli.session import Json, Target
 from mark_operator.cli.view.formatting import short_digest
 from mark_operator.cli.view.measures import measures_view
 from mark_operator.cli.view.plan import local_plan_view
-from mark_operator.run.plan import NOT_YET, Rendering
+from mark_operator.run.plan import Rendering
 from mark_operator.settings import Settings
 
 SEEN = "the plan that was seen"
@@ -36,7 +36,7 @@ Examples:
 
 \b
 DIR has the layout of a workspace claim: corpus/ and base/ are yours, the stages write chroma/, datasets/,
-adapters/, reports/ and runs/. Ctrl-C keeps a checkpoint; the same command goes on there.
+adapters/, reward-models/, reports/ and runs/. Ctrl-C keeps a checkpoint; the same command goes on there.
 Exit codes: 0 done, 1 a check or a stage failed, 2 wrong usage, 3 not seen or not confirmed, 130 interrupted.
 """
 
@@ -130,11 +130,6 @@ def _stages(job: JobInput, asked: str | None) -> tuple[str, ...]:
     stage = next((s for s in names.STAGE_ORDER if asked in (s, *names.STAGE_NAMES[s])), None)
     if stage is None:
         raise InputError(f"--stage: there is no stage {asked}", f"one of {', '.join(map(spelled, names.STAGE_ORDER))}")
-    if stage in NOT_YET:
-        raise InputError(
-            f"--stage: the stage {stage} is not part of this version: reward models and PPO are still to come",
-            "stages that run: ingest, data_prep, lora, eval",
-        )
     if stage not in job.stages:
         raise InputError(
             f"--stage: {asked} is not one of the run's stages ({', '.join(map(spelled, job.stages))})",

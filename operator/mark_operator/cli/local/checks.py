@@ -13,9 +13,8 @@ from mark_crds.job_input import JobInput
 from mark_crds.names import STAGE_NAMES
 
 from mark_operator.cli.session import Json
-from mark_operator.run.plan import NOT_YET
 
-MODEL_STAGES = frozenset({"lora", "eval"})
+MODEL_STAGES = frozenset({"lora", "reward", "ppo", "eval"})
 INSTALL_TRAINER = "install it beside this command, in a checkout of the project: pip install '.[trainer]'"
 # The reason of a preflight that failed because an earlier stage has not run, and that stage.
 EARLIER_STAGE = {"NoCollection": "ingest", "CollectionIncomplete": "ingest", "NoDataset": "dataPrep"}
@@ -41,7 +40,6 @@ def local_checks(job: JobInput, stages: tuple[str, ...], workspace: Path, result
 
 def _looks(job: JobInput, stages: tuple[str, ...], workspace: Path, results: Path) -> Iterator[tuple[str, str]]:
     """Each check's name and what is wrong; empty when nothing is."""
-    yield "stages", _not_yet(stages)
     yield "trainer", _trainer()
     yield "workspace", "" if os.access(workspace, os.W_OK) else f"{workspace} cannot be written by this user"
     yield "machine", _one_machine(job, stages)
@@ -52,15 +50,23 @@ def _looks(job: JobInput, stages: tuple[str, ...], workspace: Path, results: Pat
     if MODEL_STAGES & set(stages):
         if job.base_model is not None and job.base_model.path is not None:
             yield "base model", _folder(workspace, job.base_model.path, "baseModel.path", "put the base model there")
-        yield "dataset", _dataset(job, stages, workspace, results)
-    if "eval" in stages and "lora" in job.stages and "lora" not in stages:
-        there = (results / "lora.json").exists()
-        yield "adapter", "" if there else run_first(f"no adapter of {job.name}", "lora")
+        if set(stages) != {"reward"} or job.rlhf.preferences is None:
+            yield "dataset", _dataset(job, stages, workspace, results)
+    if "reward" in stages and job.rlhf.preferences is not None:
+        yield "preferences", _file(workspace, job.rlhf.preferences.path, "rlhf.preferences.path")
+    yield from _earlier(job, stages, results)
 
 
-def _not_yet(stages: tuple[str, ...]) -> str:
-    missing = [stage for stage in stages if stage in NOT_YET]
-    return f"this version of the trainer has no stage {' and no stage '.join(missing)} yet" if missing else ""
+def _earlier(job: JobInput, stages: tuple[str, ...], results: Path) -> Iterator[tuple[str, str]]:
+    """What the stages to run take from training stages of this run that are not among them."""
+    for name, maker, users in (
+        ("adapter", "lora", {"reward", "ppo", "eval"}),
+        ("reward model", "reward", {"ppo"}),
+        ("ppo adapter", "ppo", {"eval"}),
+    ):
+        if users & set(stages) and maker in job.stages and maker not in stages:
+            there = (results / f"{maker}.json").exists()
+            yield name, "" if there else run_first(f"no {name} of {job.name}", maker)
 
 
 def _trainer() -> str:
@@ -69,7 +75,7 @@ def _trainer() -> str:
 
 
 def _one_machine(job: JobInput, stages: tuple[str, ...]) -> str:
-    if job.nodes == 1 or not {"lora", "reward", "ppo"} & set(stages):
+    if job.nodes == 1 or "lora" not in stages:
         return ""
     return f"resources.nodes: is {job.nodes}, and --local is one machine; set it to 1, or apply the run to a cluster"
 
@@ -78,6 +84,12 @@ def _folder(workspace: Path, path: str, field: str, cure: str) -> str:
     if (workspace / path).is_dir():
         return ""
     return f"{field}: there is no folder {path} in {workspace}; {cure}, or correct the path"
+
+
+def _file(workspace: Path, path: str, field: str) -> str:
+    if (workspace / path).is_file():
+        return ""
+    return f"{field}: there is no file {path} in {workspace}; put it there, or correct the path"
 
 
 def _collection(job: JobInput, workspace: Path) -> str:

@@ -204,6 +204,25 @@ def _lora_work(spec: Json) -> str:
     )
 
 
+def _reward_work(spec: Json) -> str:
+    rlhf = spec.get("rlhf", {})
+    reward, judged = rlhf.get("reward", {}), rlhf.get("preferences", {}).get("path")
+    pairs = reward.get("batchSize", 4) * reward.get("gradientAccumulationSteps", 1)
+    source = f"pairs that people judged ({judged})" if judged else "pairs made by rules, not by people"
+    return (
+        f"{plural(reward.get('epochs', 0), 'epoch')} over {source}, rank {reward.get('rank', 16)}, {pairs} pairs a step"
+    )
+
+
+def _ppo_work(spec: Json) -> str:
+    ppo = spec.get("rlhf", {}).get("ppo", {})
+    return (
+        f"{plural(ppo.get('steps', 0), 'step')} of {ppo.get('rolloutsPerStep', 32)} answers, "
+        f"learning rate {normal_decimal(ppo.get('learningRate', '1e-5'))}, "
+        f"KL coefficient {normal_decimal(ppo.get('klCoefficient', '0.05'))}"
+    )
+
+
 def _evaluation_work(spec: Json) -> str:
     evaluation = {**spec.get("evaluation", {}), **({"rag": spec["rag"].get("enabled", True)} if "rag" in spec else {})}
     items = spec.get("maxItems") or evaluation.get("maxItems", 200)
@@ -220,7 +239,7 @@ _WORK = {
     ),
     "dataPrep": _data_prep_work,
     "lora": _lora_work,
-    "reward": lambda spec: plural(spec.get("rlhf", {}).get("reward", {}).get("epochs", 0), "epoch"),
-    "ppo": lambda spec: plural(spec.get("rlhf", {}).get("ppo", {}).get("steps", 0), "step"),
+    "reward": _reward_work,
+    "ppo": _ppo_work,
     "eval": _evaluation_work,
 }
