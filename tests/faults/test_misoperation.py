@@ -309,7 +309,8 @@ def test_nobody_waits_for_a_poisoned_neighbour(plane: ApiServer, tally: Tally, t
     assert {name: states[name] for name in poisoned} == {name: poison.becomes for name, poison in poisoned.items()}
     slowest, usual = (statistics.quantiles(seconds, n=20)[-1] for seconds in (beside, alone))
     print(f"95 % of {HEALTHY} runs planned within {slowest:.2f} s beside poisoned ones, {usual:.2f} s without")
-    assert slowest < 2 * usual + 0.5
+    # A worker that a poisoned run holds would cost the whole pause after its pass, up to a minute; what is left is the noise of a shared machine.
+    assert slowest < 3 * usual + 1
     with tally.of("misoperation", "poison") as counts:
         counts["healthy runs beside poisoned ones"] = len(beside)
         counts["passes that raised"] = failed.total()
