@@ -66,7 +66,11 @@ def test_differences_of_writing_are_repaired_to_the_true_characters(answer: str,
         ("a fee of 5 euros", "a fee  of \uff15 euros", "a fee  of \uff15 euros"),
         ("the caf\u00e9 owner", "the cafe\u0301 owner pays", "the cafe\u0301 owner"),
         ("the cafe\u0301", "at the caf\u00e9.", "the caf\u00e9"),
-        ("\uc815\ubcf4", "\u110c\u1165\u11bc\u1107\u1169 .", "\u110c\u1165\u11bc\u1107\u1169"),  # Hangul, apart and composed
+        (
+            "\uc815\ubcf4",
+            "\u110c\u1165\u11bc\u1107\u1169 .",
+            "\u110c\u1165\u11bc\u1107\u1169",
+        ),  # Hangul, apart and composed
         ("lessee\u2019s right", "the lessee's right", "lessee's right"),
         ("the agreement", "the agree\u00ad\nment", "the agree\u00ad\nment"),
     ],

@@ -35,9 +35,7 @@ _MARKS = "\u1160-\u11ff" + "".join(
 )
 _LETTER = rf"(?:[^\W_]|[{_MARKS}])"
 # What cuts a word at a line's end is no piece of the text: a hyphen there, and soft hyphens everywhere.
-_PIECE = re.compile(
-    rf"(?<=[^\W\d_])[-\u2010][^\S\n]*\n\s*(?=[^\W\d_])|\u00ad(?:[^\S\n]*\n\s*)?|(\s+|\S[{_MARKS}]*)"
-)
+_PIECE = re.compile(rf"(?<=[^\W\d_])[-\u2010][^\S\n]*\n\s*(?=[^\W\d_])|\u00ad(?:[^\S\n]*\n\s*)?|(\s+|\S[{_MARKS}]*)")
 # A place in the middle of a word or a number: 5-10, -5, 1,500 and 3.1 are one each.
 _WITHIN = re.compile(
     rf"(?<={_LETTER})(?={_LETTER})|(?<=\d)(?=[-‐‑‒–−.,'’]\d)|(?<=\d[.,'’])(?=\d)"
