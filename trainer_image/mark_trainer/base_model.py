@@ -23,6 +23,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
@@ -75,6 +76,8 @@ def load(reference: BaseModelReference, workspace: Path, device: torch.device, d
     model = AutoModelForCausalLM.from_pretrained(
         folder, config=config, use_safetensors=True, local_files_only=True, dtype=dtype
     )
+    # The folder's own habits, such as a repetition penalty, would fill in whatever generate() is not told.
+    model.generation_config = GenerationConfig()
     return BaseModel(model.to(device), tokenizer, folder, folder_digest(folder))
 
 
