@@ -152,7 +152,7 @@ def run(work: Work) -> Result:
             name: version(name) for name in ("torch", "transformers", "peft", "rouge-score", "sacrebleu", "scipy")
         },
     }
-    paths = write_report(work, f"eval_{subject}_{clock.strftime('%Y%m%dT%H%M%SZ')}", document, records)
+    paths = write_report(work, report_name(subject, clock, work.run_uid), document, records)
     measures = report.headline(document)
     return work.done(
         "Measured", report.sentence(document), paths, **measures, seconds=round(time.monotonic() - started, 1)
@@ -356,6 +356,11 @@ def held_out_text(work: Work, base: BaseModel, rows: Sequence[Row], model: Any) 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
+
+
+def report_name(subject: str, clock: datetime, run_uid: str) -> str:
+    """What the files of a report are called: two runs may measure one model in the same second."""
+    return f"eval_{subject}_{clock.strftime('%Y%m%dT%H%M%SZ')}_{run_uid[-8:]}"
 
 
 def write_report(
