@@ -26,6 +26,7 @@ from mark_trainer.citations import Source
 from mark_trainer.dataset import TRAIN_FILE, VALIDATION_FILE, Passage, Row, read_rows
 from mark_trainer.failures import BadData, Stopped, UserMistake
 from mark_trainer.likelihood import IGNORED, UNIGRAM_FILE, Nats, Unigram, label_nats, text_nats
+from mark_trainer.model_files import trained_on
 from mark_trainer.prompts import TEMPLATE_VERSION, Prompt, PromptBuilder
 from mark_trainer.publish import file_digest, provenance_of, verify_folder
 from mark_trainer.retrieval import named_documents, oracle, with_passages
@@ -189,10 +190,7 @@ def base_reference(work: Work, adapter: Adapter | None) -> BaseModelReference:
         return work.job_input.base_model
     if adapter is None:
         raise UserMistake("NoBaseModel", "baseModel: nothing to measure; name a base model or a tuned one")
-    known = ("path", "huggingFaceId", "revision")
-    return BaseModelReference.model_validate(
-        {key: value for key, value in adapter.provenance["base"].items() if key in known}
-    )
+    return trained_on(adapter.provenance, adapter.path)
 
 
 def load_base(work: Work, adapter: Adapter | None) -> BaseModel:
