@@ -70,6 +70,7 @@ def test_a_model_that_the_hub_does_not_have_is_the_user_s_mistake(
     assert it.value.reason == "NoHubModel"
 
 
+@pytest.mark.slow  # the client tries again and again
 def test_a_hub_that_does_not_answer_is_machine_trouble(tmp_path: Path, hub: Callable[[str], None]) -> None:
     hub("http://127.0.0.1:1")
     with pytest.raises(
