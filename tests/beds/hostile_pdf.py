@@ -63,6 +63,14 @@ def form_loop() -> bytes:
     return assembled([CATALOG, PAGES, PAGE % b"/XObject << /X 6 0 R >>", stream(b"/X Do"), FONT, form])
 
 
+def stamped_scan(stamp: bytes, share: float = 1.0) -> bytes:
+    """A page with a picture from its foot up to a share of its height, and a stamp over it."""
+    drawing = b"q 595 0 0 %d 0 0 cm /P Do Q BT /F 9 Tf 20 20 Td (%s) Tj ET" % (842 * share, stamp)
+    picture = b"/Type /XObject /Subtype /Image /Width 1 /Height 1 /ColorSpace /DeviceGray /BitsPerComponent 8"
+    page = PAGE % b"/XObject << /P 6 0 R >>"
+    return assembled([CATALOG, PAGES, page, stream(drawing), FONT, stream(b"\x80", picture)])
+
+
 def many_pages(count: int) -> bytes:
     """One page, listed many times."""
     kids = b"3 0 R " * count

@@ -43,7 +43,8 @@ def test_words_that_stand_so_are_verified(answer: str, page: int) -> None:
     ("answer", "words"),
     [
         ("KEEP the notice  in every copy", "keep the notice in every copy"),
-        ("the license is nonexclusive", "The li-\ncense is non-exclusive"),  # cut at a line's end
+        ("the license is non-exclusive", "The li-\ncense is non-exclusive"),  # cut at a line's end
+        ("The license is non\u00ad\u2013exclusive", "The li-\ncense is non-exclusive"),
         ("the laws of delaware; no party", "the laws of Delaware;   no party"),
         ('and "royalty\u2011free"', "and \u201croyalty-free"),  # punctuation at both ends does not count
         ("final terms bind the strasse", "\ufb01nal terms bind the Stra\u00dfe"),  # one letter that became two
@@ -54,6 +55,72 @@ def test_differences_of_writing_are_repaired_to_the_true_characters(answer: str,
     found = only(answer)
     assert found["state"] == "repaired"
     assert found["quote"] == original(found) == words
+
+
+@pytest.mark.parametrize(
+    ("answer", "source", "words"),
+    [
+        ("30-60 days", "within 30\u201360 days", "30\u201360 days"),
+        ("\u22125 percent", "a change of -5 percent", "-5 percent"),
+        ("Re\u2011sign the deed", "may re-sign the deed", "re-sign the deed"),
+        ("a fee of 5 euros", "a fee  of \uff15 euros", "a fee  of \uff15 euros"),
+        ("the caf\u00e9 owner", "the cafe\u0301 owner pays", "the cafe\u0301 owner"),
+        ("the cafe\u0301", "at the caf\u00e9.", "the caf\u00e9"),
+        (
+            "\uc815\ubcf4",
+            "\u110c\u1165\u11bc\u1107\u1169 .",
+            "\u110c\u1165\u11bc\u1107\u1169",
+        ),  # Hangul, apart and composed
+        ("lessee\u2019s right", "the lessee's right", "lessee's right"),
+        ("the agreement", "the agree\u00ad\nment", "the agree\u00ad\nment"),
+    ],
+)
+def test_ways_to_write_the_same_are_repaired(answer: str, source: str, words: str) -> None:
+    found = only(answer, Source(source, "d" * 64))
+    assert found["state"] == "repaired" and found["quote"] == words == source[slice(*found["span"])]
+
+
+@pytest.mark.parametrize(
+    ("answer", "source"),
+    [
+        ("a fee of 510 days", "a fee of 5-10 days"),
+        ("3060 days", "within 30\u201360 days"),
+        ("60 days", "within 30\u201360 days"),
+        ("a fee of 5", "a fee of 5-10 days"),
+        ("5 percent", "a change of -5 percent"),
+        ("5 percent", "a change of \u22125 percent"),
+        ("-5 percent", "a change of 5 percent"),
+        ("5%", "5 days"),
+        ("500 euros", "a fee of 1,500 euros"),
+        (".5 percent", "a change of 5 percent"),
+        ("Section 3", "Section 3.1 applies"),
+        ("102 units", "10\u00b2 units"),
+        ("10 units", "10\u00b2 units"),
+        ("11\u20442 days", "1\u00bd days"),
+        ("51 days", "5\u2460 days"),
+        ("resign the deed", "re-sign the deed"),
+        ("re-sign the deed", "resign the deed"),
+        ("the long-term and", "the long- term and"),
+        ("the cafe", "the cafe\u0301 pays"),
+    ],
+)
+def test_other_words_and_numbers_are_not_the_source_s(answer: str, source: str) -> None:
+    assert only(answer, Source(source, "d" * 64))["state"] == "unverified"
+
+
+@pytest.mark.parametrize(
+    ("answer", "source"),
+    [
+        ("30 days", "the term\u201430 days"),
+        ("within 10 days.", "within 10 days, 5 of them free"),
+        ("Section 3.", "see Section 3."),
+        ("(5) days", "within five (5) days"),
+        ("- 5 percent", "of 5 percent"),
+        ("**keep it**", "Keep it."),
+    ],
+)
+def test_a_number_beside_other_signs_is_found(answer: str, source: str) -> None:
+    assert only(answer, Source(source, "d" * 64))["state"] in ("verified", "repaired")
 
 
 @pytest.mark.parametrize("answer", ["keep the notices", "the laws of New York", "eep the notice", "govern"])

@@ -1,5 +1,6 @@
 """Rows to token ids: masks, the mix of prompts, the order, and what the audit refuses."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,6 +88,17 @@ def test_a_bad_file_is_named(tmp_path: Path, line: str, words: str) -> None:
     (tmp_path / "train_sft.jsonl").write_text(line + "\n")
     with pytest.raises(BadData, match=words):
         read_rows(tmp_path, "train_sft.jsonl")
+
+
+def test_a_row_is_a_line_whatever_separators_its_text_has(tmp_path: Path, training: list[Row]) -> None:
+    answers = [f"one{separator}two" for separator in "\u2028\u2029\x85\x1c\x0b\x0c"]
+    rows = [training[0].model_copy(update={"answer": answer}) for answer in answers]
+    lines = [json.dumps(row.model_dump(mode="json", by_alias=True), ensure_ascii=False) for row in rows]
+    (tmp_path / "train_sft.jsonl").write_text("\r\n".join([*lines, "", '{"id": 1}']), newline="")
+    with pytest.raises(BadData, match="line 8: id"):
+        read_rows(tmp_path, "train_sft.jsonl")
+    (tmp_path / "train_sft.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    assert read_rows(tmp_path, "train_sft.jsonl") == rows
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import hostile_pdf
 import pytest
 from mark_trainer.chunks import page_of
 from mark_trainer.documents import Document, Unreadable, count_pages, find_pdf_files, read_documents, title_of
@@ -80,6 +81,35 @@ def test_a_scan_has_pages_without_text(tmp_path: Path) -> None:
     canvas.save()
     document = read_one(tmp_path / "scan.pdf")
     assert document.text == "" and document.textless_pages == (1, 2)
+
+
+def test_pages_with_a_running_number_alone_have_no_text(tmp_path: Path) -> None:
+    canvas = Canvas(str(tmp_path / "numbered.pdf"), pagesize=A4)
+    for number in range(1, 11):
+        if number > 5:
+            canvas.drawString(72, 500, f"Clause {number} says what the tenant of house {number} pays.")
+        canvas.drawString(72, 30, f"ABC{number:07}")
+        canvas.showPage()
+    canvas.save()
+    document = read_one(tmp_path / "numbered.pdf")
+    assert "ABC" not in document.text and document.textless_pages == (1, 2, 3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("stamp", "share", "textless"),
+    [
+        (b"ABC0000017 Received by the clerk", 1.0, (1,)),
+        (b"ABC0000017 Received by the clerk", 0.6, (1,)),
+        (b"Figure 3: the house and its garden", 0.4, ()),
+        (b"The text of a scan that was read by OCR before. " * 4, 1.0, ()),
+    ],
+)
+def test_a_stamp_on_a_picture_of_a_page_is_no_text(
+    tmp_path: Path, stamp: bytes, share: float, textless: tuple[int, ...]
+) -> None:
+    (tmp_path / "scan.pdf").write_bytes(hostile_pdf.stamped_scan(stamp, share))
+    document = read_one(tmp_path / "scan.pdf")
+    assert document.textless_pages == textless and document.text == stamp.decode().strip()
 
 
 def test_a_bad_file_costs_only_itself(tmp_path: Path, write_pdf: WritePdf) -> None:

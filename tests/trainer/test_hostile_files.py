@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import hostile_pdf
+import pypdf
 import pytest
 from mark_trainer import documents, ingest, printed_lines
 from mark_trainer.collection import open_collection
-from mark_trainer.documents import Unreadable, cross_check, read_documents
+from mark_trainer.documents import Unreadable, read_documents
 from mark_trainer.failures import BadData
 from mark_trainer.workspace import Work
 
@@ -94,6 +95,8 @@ def test_a_file_beyond_its_time_is_ended_and_looked_at_again_next_time(
         started = time.monotonic()
         result = ingest.run(work)
     assert "1 unusable files left out (1 TooSlow): corpus/slow.pdf" in result.message
+    (left_out,) = json.loads((work.run_folder / "ingest_report.json").read_text())["leftOut"]
+    assert left_out["cure"].startswith("corpus/slow.pdf: takes too long to open or to read; print it to a new PDF")
     assert time.monotonic() - started < 60
     with open_collection(work) as collection:
         changes = ingest.see_changes(work, ingest.see_corpus(work), collection)
@@ -141,14 +144,16 @@ def test_a_file_that_pdfium_refuses_is_read_by_pypdf(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(documents, "_open", refused)
     document = documents.read_document((str(GOOD), "good.pdf"))
     assert isinstance(document, documents.Document)
+    monkeypatch.delattr(pypdf.PageObject, "extract_text")  # to count pages no text is read
     assert documents._count_pages((str(GOOD), "good.pdf")) == document.pages == 3
     assert "Creative Commons" in document.text and min(document.page_quality) > 90
 
 
 def test_the_second_reader_looks_at_evenly_spread_pages_and_agrees_on_honest_files() -> None:
-    (checked,) = cross_check([GOOD], 2)
-    assert checked is not None and [page for page, _ in checked] == [1, 3]
-    assert all(shared >= 90 for _, shared in checked)
+    (document,) = read_documents([GOOD], GOOD.parent, cross_checked_pages=2)
+    assert isinstance(document, documents.Document) and document.agreement is not None
+    assert [page for page, _ in document.agreement] == [1, 3]
+    assert all(shared >= 90 for _, shared in document.agreement)
     assert documents._evenly_spread(10, 2) == [2, 7] and documents._evenly_spread(2, 9) == [0, 1]
 
 

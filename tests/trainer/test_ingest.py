@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import hostile_pdf
 import pytest
 from mark_crds.job_output import Result
 from mark_trainer import documents, ingest
@@ -82,7 +83,7 @@ def test_unchanged_files_cost_no_opening_no_vector_and_no_write(work: Work, monk
 
         monkeypatch.setattr(owner, name, count)
 
-    counted(documents, "each_isolated", lambda function, inputs, *rest: len(inputs))
+    counted(documents, "each_isolated", lambda steps, inputs, *rest: len(steps) * len(inputs))
     counted(Embedder, "embed", lambda self, texts, *rest: len(texts))
     counted(Collection, "begin", lambda self: 1)
     first = ingest.run(work)
@@ -195,9 +196,10 @@ def test_scans_are_reported_and_a_corpus_of_scans_fails(work: Work) -> None:
     canvas = Canvas(str(corpus / "scan.pdf"))
     canvas.rect(100, 100, 200, 200, fill=1)
     canvas.save()
+    (corpus / "stamped.pdf").write_bytes(hostile_pdf.stamped_scan(b"ABC0000017 Received by the clerk"))
     result = ingest.run(work)
-    assert "without text, so left out: corpus/scan.pdf (run OCR on them)" in result.message
-    assert measures(result)["documentsWithoutText"] == "1" and measures(result)["documents"] == "3"
+    assert "without text, so left out: corpus/scan.pdf, corpus/stamped.pdf (run OCR on them)" in result.message
+    assert measures(result)["documentsWithoutText"] == "2" and measures(result)["documents"] == "3"
     for name in CLAUSES:
         (corpus / f"{name}.pdf").unlink()
     with pytest.raises(BadData, match="these are scans; run OCR"):

@@ -2,8 +2,10 @@
 
 import errno
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mark_trainer import locks
@@ -52,6 +54,60 @@ def test_a_stale_lock_is_taken_over_and_its_old_holder_notices(
                 old.raise_if_lost()
             new.raise_if_lost()
     assert see_holder(one.workspace.locks_folder() / "chroma.lock") is None
+
+
+def test_a_lock_that_was_taken_over_is_lost_at_once(make_work: MakeWork, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hold(make_work(run_uid="one"), "chroma", 0) as old:
+        old.raise_if_lost()
+        grow_old(make_work())
+        with hold(make_work(run_uid="two"), "chroma", 0), pytest.raises(MachineTrouble, match="LockLost"):
+            old.raise_if_lost()  # no heartbeat of 15 s came in between
+
+
+@pytest.fixture
+def bad_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Makes every beat of a lock fail, as a network file system does, until told otherwise; beats are fast."""
+    monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.02)
+    renew, bad = os.utime, False
+
+    def utime(*arguments: Any) -> None:
+        if bad:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        renew(*arguments)
+
+    def turn(to: bool) -> None:
+        nonlocal bad
+        bad = to
+
+    monkeypatch.setattr(locks.os, "utime", utime)
+    return turn
+
+
+def test_a_beat_that_fails_is_tried_again(make_work: MakeWork, bad_disk: Callable[[bool], None]) -> None:
+    work = make_work()
+    with hold(work, "chroma", 0) as lock:
+        bad_disk(True)
+        path = work.workspace.locks_folder() / "chroma.lock"
+        time.sleep(0.2)
+        bad_disk(False)
+        grow_old(work)
+        deadline = time.monotonic() + 20
+        while locks.is_stale(work.workspace, path):
+            assert time.monotonic() < deadline, "no beat came again"
+            time.sleep(0.02)
+        lock.raise_if_lost()
+
+
+def test_a_lock_that_cannot_be_kept_alive_counts_as_lost(
+    make_work: MakeWork, bad_disk: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hold(make_work(), "chroma", 0) as lock:
+        bad_disk(True)
+        lock.raise_if_lost()
+        monkeypatch.setattr(locks, "STALE_SECONDS", 0.1)
+        time.sleep(0.3)
+        with pytest.raises(MachineTrouble, match="LockLost"):
+            lock.raise_if_lost()
 
 
 def test_age_is_told_by_the_volume_and_a_heartbeat_renews_it(make_work: MakeWork) -> None:

@@ -3,7 +3,8 @@
 import random
 
 import pytest
-from mark_trainer.near_duplicates import cluster, largest_overlap, overlap, shingles
+from mark_trainer import near_duplicates
+from mark_trainer.near_duplicates import cluster, largest_overlap, overlap, says, shingles
 
 WORDS = [f"word{number}" for number in range(400)]
 
@@ -50,3 +51,26 @@ def test_largest_overlap_looks_across_the_split_only() -> None:
     texts = {"a": text, "b": text, "c": " ".join([*text.split()[:30], *words(2, 270).split()])}
     assert largest_overlap(texts, {"a": "train", "b": "train", "c": "val"}) == pytest.approx(26 / 296, abs=0.01)
     assert largest_overlap(texts, {"a": "train", "b": "val", "c": "val"}) == 1.0
+
+
+def test_equal_words_are_found_however_few_shingles_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_duplicates, "_COMPARED_SHINGLES", 1)
+    texts = {
+        f"{number}{side}": f"{mark} {words(number, 6)}"
+        for number in range(9)
+        for side, mark in (("a", "-"), ("b", "."))
+    }
+    assert cluster(texts) == {key: f"{key[0]}a" for key in texts}
+    sides = dict.fromkeys(texts, "train") | {"8b": "val"}
+    assert largest_overlap(texts, sides) == 1.0
+    assert largest_overlap(texts, dict.fromkeys(texts, "train")) == 0.0
+
+
+def test_texts_without_words_are_not_alike() -> None:
+    assert cluster({"a": "", "b": "...", "c": "\u00a7"}) == {"a": "a", "b": "b", "c": "c"}
+
+
+def test_a_text_says_the_words_of_another_whatever_their_case_and_punctuation() -> None:
+    assert says("It is governed by the Laws of\nDelaware.", "the laws of Delaware;")
+    assert not says("It is governed by the bylaws of Delaware.", "laws of delaware")
+    assert not says("The laws of Delaware", "...")

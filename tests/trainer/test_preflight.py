@@ -231,6 +231,10 @@ def test_a_dataset_must_be_there_and_unchanged(whole: Callable[..., Work]) -> No
         (folder / name).write_text("{}\n")
     published = publish(work.workspace, folder, "datasets", {})
     assert preflight.run(whole(dataset={"path": published.path}, **parts)).outcome == "Done"
+    (work.workspace.path(published.path) / "manifest.json").rename(work.workspace.root / "manifest.json")
+    failure = failure_of(whole(dataset={"path": published.path}, **parts))
+    assert failure.reason == "NotPublished" and "has no manifest.json; it was not written whole" in failure.message
+    (work.workspace.root / "manifest.json").rename(work.workspace.path(published.path) / "manifest.json")
     (work.workspace.path(published.path) / "val_sft.jsonl").write_text("other\n")
     failure = failure_of(whole(dataset={"path": published.path}, **parts))
     assert failure.reason == "DigestDiffers" and "val_sft.jsonl: differs from manifest.json" in failure.message
@@ -270,6 +274,61 @@ def test_an_adapter_must_have_the_digest_that_was_registered(whole: Callable[...
     assert preflight.run(evaluating(published.path, published.digest)).outcome == "Done"
     assert "copy the adapter back" in failure_of(evaluating(published.path, "0" * 64)).message
     assert "there is no adapter folder adapters/x" in failure_of(evaluating("adapters/x", "0" * 64)).message
+
+
+@pytest.mark.parametrize(
+    ("contexts", "most", "collection"),
+    [
+        ([[{}, {}, {}]] * 3, 3, False),
+        ([[{}, {}, {}, {}], None, None], 1, False),  # only one is measured
+        ([[{}, {}, {}], [{}, {}]], 3, True),
+        ([[{}, {}, {}], None], 3, True),
+        ([[]], 3, True),
+    ],
+)
+def test_rows_that_record_too_few_passages_need_the_collection(
+    whole: Callable[..., Work], contexts: list[Any], most: int, collection: bool
+) -> None:
+    work = whole()
+    folder = work.workspace.staging_folder("run-0", "dataset")
+    lines = [json.dumps({"question": "?", "contexts": entry}) for entry in contexts]
+    for name in preflight.DATASET_FILES:
+        (folder / name).write_text("\n\n".join(lines) + "\n")
+    dataset = {"path": publish(work.workspace, folder, "datasets", {}).path}
+    parts = {"stages": ["eval"], "dataset": dataset, "dataPrep": {"topK": 3}, "evaluation": {"maxItems": most}} | MODEL
+    if collection:
+        assert failure_of(whole(**parts)).reason == "NoCollection"
+    else:
+        assert preflight.run(whole(**parts)).outcome == "Done"
+
+
+def test_a_row_that_is_no_json_is_named(whole: Callable[..., Work]) -> None:
+    work = whole()
+    folder = work.workspace.staging_folder("run-0", "dataset")
+    for name in preflight.DATASET_FILES:
+        (folder / name).write_text('{"contexts": [{}, {}, {}]}\nno row\n')
+    dataset = {"path": publish(work.workspace, folder, "datasets", {}).path}
+    failure = failure_of(whole(stages=["eval"], dataset=dataset, **MODEL))
+    assert failure.reason == "BadRow" and "val_sft.jsonl line 2: " in failure.message
+
+
+def test_the_base_that_an_adapter_was_trained_on_is_looked_at(whole: Callable[..., Work]) -> None:
+    work = whole()
+
+    def evaluating(provenance: dict[str, Any]) -> Work:
+        folder = work.workspace.staging_folder("run-0", "adapter")
+        (folder / "adapter_model.safetensors").write_text(json.dumps(provenance))
+        path = publish(work.workspace, folder, "adapters", provenance).path
+        return whole(kind="EvalRun", stages=["eval"], evaluatedModel={"name": "m", "adapterPath": path}, baseModel=None)
+
+    told = preflight.run(evaluating({"base": {"path": "base/tiny", "digest": "d", "family": "llama"}}))
+    assert {measure.name: measure.value for measure in told.measures}["modelFamily"] == "llama"
+    gone = failure_of(evaluating({"base": {"path": "base/gone", "digest": "d"}}))
+    assert gone.reason == "NoBaseModel" and "there is no folder base/gone in the workspace; base has" in gone.message
+    hub = {"huggingFaceId": "org/name", "revision": "a" * 40, "digest": "d"}
+    assert "baseModel: org/name was not looked at" in preflight.run(evaluating({"base": hub})).message
+    for provenance in ({}, {"base": "llama"}, {"base": {"path": "base/tiny", "huggingFaceId": "org/name"}}):
+        assert failure_of(evaluating(provenance)).reason == "NoBaseRecorded"
 
 
 def test_too_little_room_is_found_early(whole: Callable[..., Work], monkeypatch: pytest.MonkeyPatch) -> None:

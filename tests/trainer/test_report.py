@@ -2,6 +2,7 @@
 
 import json
 import random
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -187,3 +188,10 @@ def part_of_a_passage(characters: int) -> list[Record]:
 )  # fmt: skip
 def test_the_first_cause_that_applies_is_the_outcome(parts: Record, outcome: str) -> None:
     assert verdicts.outcome(an_answer(**parts)) == outcome
+
+
+def test_two_runs_that_measure_one_model_in_the_same_second_write_two_reports() -> None:
+    clock = datetime(2026, 3, 12, 9, 30, 5, tzinfo=UTC)
+    uids = ("5a1e1c5e-7d0f-4c58-9d3b-0f6f4f0c1a2b", "5a1e1c5e-7d0f-4c58-9d3b-0f6f4f0c1a2c")
+    names = [evaluate.report_name("contracts", clock, uid) for uid in uids]
+    assert names == ["eval_contracts_20260312T093005Z_4f0c1a2b", "eval_contracts_20260312T093005Z_4f0c1a2c"]

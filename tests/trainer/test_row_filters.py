@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mark_crds.job_input import JobInput
+from mark_crds.stages import DataPrep
 from mark_trainer import data_prep
 from mark_trainer.candidates import Candidate, candidates, names_its_document, without_repeats
 from mark_trainer.chunks import cut, sentences
@@ -20,6 +22,7 @@ from mark_trainer.dataset import read_rows
 from mark_trainer.documents import Document
 from mark_trainer.embedding import Embedder
 from mark_trainer.prompts import REFUSAL
+from mark_trainer.round_trip import RoundTrip
 from mark_trainer.unanswerable import SPEAKS_OF_IT_SHARE, moved_questions
 from mark_trainer.workspace import Work
 
@@ -170,6 +173,27 @@ def content_of(**texts: str) -> Content:
         for chunk in cut(document, 800, 100)
     ]
     return Content(tuple(documents), tuple(passages), None, "d" * 64)  # type: ignore[arg-type]
+
+
+def test_what_says_the_answer_is_no_hard_negative_though_it_is_another_document() -> None:
+    rule = '"Tenant" means any natural or legal person who rents the premises for a year or more than that.'
+    texts = {
+        "a": rule,
+        "b": f"In this lease {rule.upper()}",
+        "c": rule.replace("natural", "single"),
+        "d": "Goods are carried.",
+    }
+    content = content_of(**texts)
+    content = replace(content, vectors=Embedder().embed([passage.text for passage in content.passages]))
+    settings = DataPrep.model_validate({"topK": 1, "hardNegatives": 3, "roundTripFilter": "Off"})
+    asked = [
+        candidate
+        for candidate in made_of(content, **dict.fromkeys(texts, "train"))
+        if candidate.document.path == "corpus/a.pdf"
+    ]
+    round_trip = RoundTrip(settings, content, {name * 64 for name in texts}, lambda: None)
+    (found,) = round_trip.passing(asked)
+    assert [passage.document[0] for passage in found.contexts] == ["a", "c", "d"]
 
 
 def made_of(content: Content, **splits: Any) -> list[Candidate]:

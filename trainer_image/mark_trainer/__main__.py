@@ -25,6 +25,7 @@ from mark_trainer import ranks
 from mark_trainer.cores import usable_cores
 from mark_trainer.failures import BadData, Failure, UserMistake, failure_of
 from mark_trainer.locks import STALE_CLAIM_SECONDS, Lock, hold
+from mark_trainer.model_files import base_of
 from mark_trainer.outcome import adopt_own_result, check_earlier, checked, keep_result, termination_message
 from mark_trainer.progress import SERVER_URL, Progress
 from mark_trainer.ranks import Rank
@@ -62,15 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_stage(options: argparse.Namespace, job_input: JobInput) -> Result:
     """Do the stage, unless this run did it already."""
-    from_hub = job_input.base_model is not None and job_input.base_model.hugging_face_id is not None
-    os.environ["HF_HUB_OFFLINE"] = "0" if from_hub else "1"
+    workspace = Workspace(options.workspace)
+    base = base_of(job_input, workspace) if options.stage != "preflight" else None  # which downloads nothing
+    os.environ["HF_HUB_OFFLINE"] = "0" if base is not None and base.hugging_face_id is not None else "1"
     module = _stage_module(options.stage, job_input)
     progress = Progress.from_environment(options.stage)
     # transformers' own callback would post too, without steps, and would call an interrupted training 100 percent.
     os.environ.pop(SERVER_URL, None)
     work = Work(
         job_input=job_input,
-        workspace=Workspace(options.workspace),
+        workspace=workspace,
         run_uid=options.run_uid,
         attempt=options.attempt,
         stage=options.stage,

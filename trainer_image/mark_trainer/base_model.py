@@ -23,6 +23,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
@@ -34,7 +35,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from mark_trainer.failures import UserMistake
+from mark_trainer.failures import MachineTrouble, UserMistake, failure_of
 from mark_trainer.likelihood import UNIGRAM_FILE, Unigram, text_nats
 from mark_trainer.progress import Progress
 from mark_trainer.publish import file_digest, write_manifest
@@ -75,6 +76,8 @@ def load(reference: BaseModelReference, workspace: Path, device: torch.device, d
     model = AutoModelForCausalLM.from_pretrained(
         folder, config=config, use_safetensors=True, local_files_only=True, dtype=dtype
     )
+    # The folder's own habits, such as a repetition penalty, would fill in whatever generate() is not told.
+    model.generation_config = GenerationConfig()
     return BaseModel(model.to(device), tokenizer, folder, folder_digest(folder))
 
 
@@ -101,10 +104,33 @@ def folder_of(reference: BaseModelReference, workspace: Path) -> Path:
                 f"baseModel.path: {reference.path} has no config.json in the workspace; put a model there",
             )
         return folder
+    return downloaded(str(reference.hugging_face_id), str(reference.revision))
+
+
+def downloaded(name: str, revision: str) -> Path:
+    """The folder of a hub model at a commit; of its files those that are needed."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     kinds = ["*.json", "*.safetensors", "tokenizer.model", "*.txt"]
-    return Path(snapshot_download(reference.hugging_face_id, revision=reference.revision, allow_patterns=kinds))
+    cure = "or copy the model into the workspace and name it in baseModel.path"
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=kinds))
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise UserMistake(
+            "NoHubModel",
+            f"baseModel.huggingFaceId: the hub has no model {name} that all may see, at commit {revision}; "
+            f"correct huggingFaceId and revision, {cure}",
+        ) from error
+    except Exception as error:
+        if failure_of(error).reason != "UnexpectedError":
+            raise
+        first = str(error).partition("\n")[0]
+        raise MachineTrouble(
+            "NotDownloaded",
+            f"baseModel.huggingFaceId: {name} could not be downloaded from the hub ({type(error).__name__}: {first}); "
+            f"let the Pods reach it, {cure}",
+        ) from error
 
 
 def folder_digest(folder: Path) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from mark_trainer.chunks import page_of
 from mark_trainer.collection import Content, Passage
 from mark_trainer.documents import Document
-from mark_trainer.near_duplicates import cluster
+from mark_trainer.near_duplicates import cluster, says
 from mark_trainer.questions import Question, questions, stands_alone
 
 GENERATOR_VERSION = 2
@@ -49,6 +49,10 @@ class Candidate:
         """Whether a passage holds the whole answer."""
         start, end = self.question.answer
         return passage.document == self.document.digest and passage.start <= start and end <= passage.end
+
+    def is_said_by(self, passage: Passage) -> bool:
+        """Whether the words of the answer stand in a passage, be it of another document."""
+        return self.held_by(passage) or says(passage.text, self.answer)
 
     def left_out(self, reason: str, **why: Any) -> Row:
         """What is kept of a candidate that does not become a row."""

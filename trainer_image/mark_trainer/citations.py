@@ -3,8 +3,9 @@
 An answer is looked up as a whole. Where it is not found and quotes something, its quotations are looked up instead.
 
 - verified: the words stand in a source exactly so;
-- repaired: they do after differences of writing are taken away (white space, case, hyphens, the shape of quotation
-  marks and letters, punctuation at both ends); the span is that of the source's own words;
+- repaired: they do after differences of writing are taken away (white space, case, hyphens that a line's end put into a
+  word, the shape of dashes, quotation marks and letters, punctuation at both ends); the span is that of the source's
+  own words;
 - unverified: they stand in none of the sources. That is not yet to say that they are wrong;
 - unchecked: there is nothing to look up, or nothing to look it up in.
 
@@ -27,9 +28,22 @@ FEWEST_QUOTED_WORDS = 3
 CHARACTERS_AROUND = 80
 
 _QUOTATION = re.compile(r"“([^“”]+)”|\"([^\"]+)\"|«([^«»]+)»|„([^„“”]+)[“”]")
-_HYPHENS = "-\u00ad\u2010\u2011\u2012\u2013\u2014"
-_SHAPES = str.maketrans("‘’‚‛“”„‟«»`´", "''''\"\"\"\"\"\"''")
-_AT_ENDS = string.punctuation + string.whitespace
+_SHAPES = str.maketrans("‘’‚‛“”„‟«»`´‐‑‒–—―−", "''''\"\"\"\"\"\"''-------")
+# Characters that belong to the letter before them: marks, and the later parts of a Korean syllable.
+_MARKS = "\u1160-\u11ff" + "".join(
+    letter for letter in map(chr, range(0x300, 0x3100)) if unicodedata.category(letter)[0] == "M"
+)
+_LETTER = rf"(?:[^\W_]|[{_MARKS}])"
+# What cuts a word at a line's end is no piece of the text: a hyphen there, and soft hyphens everywhere.
+_PIECE = re.compile(rf"(?<=[^\W\d_])[-\u2010][^\S\n]*\n\s*(?=[^\W\d_])|\u00ad(?:[^\S\n]*\n\s*)?|(\s+|\S[{_MARKS}]*)")
+# A place in the middle of a word or a number: 5-10, -5, 1,500 and 3.1 are one each.
+_WITHIN = re.compile(
+    rf"(?<={_LETTER})(?={_LETTER})|(?<=\d)(?=[-‐‑‒–−.,'’]\d)|(?<=\d[.,'’])(?=\d)"
+    r"|(?<=[-‐‑‒–−])(?<![^\W\d_].)(?=\d)"
+)
+# A sign or a point may belong to a number.
+_LEADING = re.compile(r"(?:[\s;:!?\"'()\[\]{}*_]|[-.,](?!\d))*")
+_TRAILING = string.whitespace + ".,;:!?\"'()[]{}*_-"
 
 
 @dataclass(frozen=True)
@@ -88,53 +102,53 @@ def find(claim: str, sources: Sequence[Source]) -> dict[str, Any] | None:
         start = _whole_words(exact, source.text)
         if start is not None:
             return _placed(claim, "verified", source, start, start + len(exact))
-    bare = _plain(claim).text.strip(_AT_ENDS)
+    bare = _plain(claim).text.rstrip(_TRAILING)
+    bare = bare[_LEADING.match(bare).end() :]
     for source in sources if bare else ():
         plain = _plain(source.text)
         start = _whole_words(bare, plain.text)
         if start is not None:
-            last = plain.places[start + len(bare) - 1]
-            return _placed(claim, "repaired", source, plain.places[start], last + 1)
+            return _placed(claim, "repaired", source, plain.starts[start], plain.ends[start + len(bare) - 1])
     return None
 
 
 @dataclass(frozen=True)
 class _Plain:
-    """A text without differences of writing, and the place that each of its characters has in the original."""
+    """A text without differences of writing, and which characters of the original each of its characters is."""
 
     text: str
-    places: Sequence[int]
+    starts: Sequence[int]
+    ends: Sequence[int]
 
 
 @lru_cache(maxsize=256)
 def _plain(text: str) -> _Plain:
     letters: list[str] = []
-    places = array("L")
-    behind_hyphen = False
-    for place, character in enumerate(text):
-        if character in _HYPHENS:
-            behind_hyphen = True  # white space behind it is the end of a line that cuts a word
-            continue
-        if character.isspace():
-            if not behind_hyphen and letters and letters[-1] != " ":
-                letters.append(" ")
-                places.append(place)
-            continue
-        behind_hyphen = False
-        for letter in unicodedata.normalize("NFKC", character).casefold().translate(_SHAPES):
+    starts, ends = array("L"), array("L")
+    for piece in _PIECE.finditer(text):
+        for letter in _evened(piece[1]) if piece[1] else ():
             letters.append(letter)
-            places.append(place)
-    return _Plain("".join(letters), places)
+            starts.append(piece.start())
+            ends.append(piece.end())
+    return _Plain("".join(letters), starts, ends)
+
+
+@lru_cache(maxsize=10_000)
+def _evened(piece: str) -> str:
+    """White space, or one character with its marks, as one of all the ways to write it."""
+    if piece.isspace():
+        return " "
+    # A superscript, a fraction or a number in a circle must not become digits of the number beside it.
+    raised = unicodedata.decomposition(piece[0]).startswith(("<super>", "<sub>"))
+    form: Literal["NFC", "NFKC"] = "NFC" if raised or unicodedata.category(piece[0]) == "No" else "NFKC"
+    return unicodedata.normalize(form, piece.translate(_SHAPES)).casefold()
 
 
 def _whole_words(words: str, text: str) -> int | None:
-    """Where the words begin in the text, not in the middle of a word; None when they are not there."""
+    """Where the words begin in the text, not in the middle of a word or number; None when they are not there."""
     start = text.find(words)
     while start >= 0:
-        end = start + len(words)
-        cuts_first = start > 0 and text[start - 1].isalnum() and words[0].isalnum()
-        cuts_last = end < len(text) and text[end].isalnum() and words[-1].isalnum()
-        if not cuts_first and not cuts_last:
+        if not _WITHIN.match(text, start) and not _WITHIN.match(text, start + len(words)):
             return start
         start = text.find(words, start + 1)
     return None

@@ -56,6 +56,8 @@ class Page:
     width: float
     height: float
     lines: tuple[Line, ...]
+    scan: bool = False
+    """Whether it is a picture with at most a stamp on it."""
 
 
 @dataclass(frozen=True)
@@ -295,7 +297,7 @@ def _places(line: Line, page_number: int) -> set[tuple[str, int]]:
     """The line's words and height (in tenths of an inch), as they are and with a number that may count the pages."""
     height = round(line.bottom / 7)
     found = {(line.text, height)}
-    numbers = list(re.finditer(r"[0-9]{1,6}", line.text))
+    numbers = list(re.finditer(r"[0-9]{1,12}", line.text))
     for number in numbers[:1] + numbers[-1:]:
         ahead = int(number[0]) - page_number
         found.add((f"{line.text[: number.start()]}page+{ahead}{line.text[number.end() :]}", height))

@@ -111,7 +111,8 @@ def read_rows(folder: Path, name: str) -> list[Row]:
             "NoDatasetFile", f"{folder.name}/{name}: there is no such file; run dataPrep, or correct spec.dataset.path"
         )
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not splitlines(): a text may hold line separators that JSON does not escape.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -7,17 +7,16 @@ It must not import torch or write anything.
 import logging
 import os
 import re
-import resource
 import stat
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from mark_trainer.clean_text import Line, Page, clean
-from mark_trainer.isolation import Trouble, each_isolated
+from mark_trainer.isolation import Step, Trouble, each_isolated
 from mark_trainer.page_quality import agreement, quality
 from mark_trainer.publish import file_digest
 
@@ -29,6 +28,9 @@ WORKER_MEMORY_BYTES = 2 * 1024**3
 SECONDS_TO_OPEN = 20.0
 SECONDS_TO_READ = 300.0
 SECONDS_TO_CHECK = 20.0
+# A page with no more characters than these, on pictures over more than this share of it, is a scan with a stamp.
+STAMP_CHARACTERS = 150
+PICTURE_SHARE = 0.5
 
 Fault = Literal[
     "NotPdf",
@@ -48,7 +50,7 @@ _CURES: dict[Fault, str] = {
     "BrokenPdf": "cannot be read as a PDF; copy it again from its source, or remove it from the corpus",
     "TooLarge": f"has more than {MOST_PAGES} pages, {LARGEST_FILE_BYTES // 1024**2} MiB, or "
     f"{MOST_CHARACTERS_OF_A_PAGE} characters on a page; split it",
-    "TooSlow": f"could not be read within {SECONDS_TO_READ:.0f} s; print it to a new PDF, or remove it from the corpus",
+    "TooSlow": "takes too long to open or to read; print it to a new PDF, or remove it from the corpus",
     "ReaderDied": f"makes its reader fail, or needs more than {WORKER_MEMORY_BYTES // 1024**3} GiB of memory; "
     "print it to a new PDF, or remove it from the corpus",
     "NotFile": "is no regular file, or a link to nothing; remove it from the corpus",
@@ -76,7 +78,7 @@ class Document:
     text: str
     page_starts: tuple[int, ...]
     textless_pages: tuple[int, ...]
-    """Numbers of the pages without text, from 1: scans, as a rule."""
+    """Numbers of the pages without text, from 1: scans, as a rule. A stamp on a picture is no text."""
     page_quality: tuple[int, ...] = ()
     """For each page the percentage of its characters that look like text."""
     agreement: tuple[tuple[int, int], ...] | None = field(default=None, compare=False)
@@ -136,39 +138,35 @@ def path_text(file: Path, root: Path) -> str:
 
 def count_pages(files: Sequence[Path], root: Path) -> Iterator[int | Unreadable]:
     """The number of pages of each file, or why it cannot be used; only the file's structure is read."""
-    return _each(_count_pages, files, root, SECONDS_TO_OPEN)
+    for (count,) in _each([Step(_count_pages, SECONDS_TO_OPEN)], files, root):
+        yield count
 
 
-def read_documents(files: Sequence[Path], root: Path) -> Iterator[Document | Unreadable]:
-    """Each file's document, in order, or why it cannot be used; `root` is what paths are relative to."""
-    return _each(read_document, files, root, SECONDS_TO_READ)
+def read_documents(files: Sequence[Path], root: Path, cross_checked_pages: int = 0) -> Iterator[Document | Unreadable]:
+    """Each file's document, in order, or why it cannot be used; `root` is what paths are relative to.
 
-
-def cross_check(files: Sequence[Path], pages: int) -> Iterator[tuple[tuple[int, int], ...] | None]:
-    """For each file up to `pages` of its pages, evenly spread, with the percentage of words that pypdf reads too.
-
-    None where pypdf cannot read the file. It runs in workers of its own, so that its troubles cost no document.
+    With `cross_checked_pages`, up to so many pages of each, evenly spread, are read by pypdf too, and the document says
+    how far the readings agree. Trouble in that costs no document.
     """
-    tasks = [(str(file), pages) for file in files]
-    for outcome in each_isolated(
-        cross_check_document, tasks, SECONDS_TO_CHECK, partial(limit_memory, WORKER_MEMORY_BYTES)
-    ):
-        yield None if isinstance(outcome, Trouble) else outcome
+    check = Step(partial(cross_check_document, cross_checked_pages), SECONDS_TO_CHECK)
+    steps = [Step(read_document, SECONDS_TO_READ), *([check] if cross_checked_pages else [])]
+    for document, *checked in _each(steps, files, root):
+        if isinstance(document, Document):
+            agreement = checked[0] if checked else ()
+            document = replace(document, agreement=None if isinstance(agreement, Unreadable) else agreement)
+        yield document
 
 
-def _each(job: Any, files: Sequence[Path], root: Path, seconds: float) -> Iterator[Any]:
+def _each(steps: Sequence[Step], files: Sequence[Path], root: Path) -> Iterator[Sequence[Any]]:
     tasks = [(str(file), path_text(file, root)) for file in files]
-    outcomes = each_isolated(job, tasks, seconds, partial(limit_memory, WORKER_MEMORY_BYTES))
-    for (_, path), outcome in zip(tasks, outcomes, strict=True):
-        if isinstance(outcome, Trouble):
-            yield Unreadable(path, "TooSlow" if outcome.timed_out else "ReaderDied")
-        else:
-            yield outcome
+    for (_, path), outcomes in zip(tasks, each_isolated(steps, tasks, WORKER_MEMORY_BYTES), strict=True):
+        yield [_without_trouble(outcome, path) for outcome in outcomes]
 
 
-def limit_memory(bytes_: int) -> None:
-    """For each worker: a file that needs more than this is refused instead of taking the Pod down."""
-    resource.setrlimit(resource.RLIMIT_AS, (bytes_, bytes_))
+def _without_trouble(outcome: Any, path: str) -> Any:
+    if isinstance(outcome, Trouble):
+        return Unreadable(path, "TooSlow" if outcome.timed_out else "ReaderDied")
+    return outcome
 
 
 def _count_pages(task: tuple[str, str]) -> int | Unreadable:
@@ -179,7 +177,7 @@ def _count_pages(task: tuple[str, str]) -> int | Unreadable:
         if error.fault != "BrokenPdf":
             return Unreadable(path, error.fault)
         try:
-            return len(_pages_by_pypdf(file)[0])
+            return len(_open_by_pypdf(file).pages)
         except FaultyFile as second:
             return Unreadable(path, second.fault)
     try:
@@ -210,20 +208,22 @@ def _document(file: Path, path: str) -> Document | Unreadable:
         except FaultyFile as second:
             return Unreadable(path, second.fault)
     cleaned = clean(pages)
+    ends = (*cleaned.page_starts[1:], len(cleaned.text))
+    spans = zip(pages, cleaned.page_starts, ends, strict=True)
     return Document(
         digest=file_digest(file),
         path=path,
         title=title_of(metadata_title, cleaned.text, file.stem),
         text=cleaned.text,
         page_starts=cleaned.page_starts,
-        textless_pages=tuple(number for number, page in enumerate(pages, 1) if not page.lines),
+        textless_pages=tuple(number for number, (page, start, end) in enumerate(spans, 1) if page.scan or start == end),
         page_quality=tuple(quality(" ".join(line.text for line in page.lines)) for page in pages),
     )
 
 
-def cross_check_document(task: tuple[str, int]) -> tuple[tuple[int, int], ...] | None:
-    """One file and the number of pages to look at: what a worker does with it."""
-    file, wanted = Path(task[0]), task[1]
+def cross_check_document(wanted: int, task: tuple[str, str]) -> tuple[tuple[int, int], ...] | None:
+    """Page number and percentage of shared words of `wanted` pages of one file; None where pypdf cannot read it."""
+    file = Path(task[0])
     try:
         pdf, reader = _open(file), _pypdf_reader(file)
         if reader.is_encrypted:
@@ -302,27 +302,50 @@ def _page(page: Any) -> Page:
         if text_page.count_chars() > MOST_CHARACTERS_OF_A_PAGE:
             raise FaultyFile("TooLarge")
         width, height = page.get_size()
-        return Page(width, height, lines=tuple(lines_of(text_page, height)))
+        scan = text_page.count_chars() <= STAMP_CHARACTERS and _is_picture(page)
+        return Page(width, height, tuple(lines_of(text_page, height)), scan)
     finally:
         text_page.close()
         page.close()
 
 
+def _is_picture(page: Any) -> bool:
+    """Whether pictures cover most of a page."""
+    import pypdfium2.raw
+
+    left, bottom, right, top = page.get_bbox()
+    covered = 0.0
+    for picture in page.get_objects(filter=[pypdfium2.raw.FPDF_PAGEOBJ_IMAGE], max_depth=3):
+        first, low, last, high = picture.get_bounds()
+        covered += max(0.0, min(last, right) - max(first, left)) * max(0.0, min(high, top) - max(low, bottom))
+    return covered > PICTURE_SHARE * (right - left) * (top - bottom)
+
+
 def _pages_by_pypdf(file: Path) -> tuple[list[Page], str]:
     """The slow way for files that pdfium refuses. There are no places, so lines count as of equal height and width."""
+    reader = _open_by_pypdf(file)
     try:
-        reader = _pypdf_reader(file)
-        if reader.is_encrypted:
-            raise FaultyFile("EncryptedPdf")
         title = str((reader.metadata or {}).get("/Title") or "")
-        texts = [page.extract_text() for page in reader.pages]
-    except (MemoryError, FaultyFile):
+        return [_unplaced_page(page.extract_text()) for page in reader.pages], title
+    except MemoryError:
         raise
     except Exception as error:  # pypdf answers broken files with exceptions of every kind
         raise FaultyFile("BrokenPdf") from error
-    if not 0 < len(texts) <= MOST_PAGES:
-        raise FaultyFile("TooLarge" if texts else "BrokenPdf")
-    return [_unplaced_page(text) for text in texts], title
+
+
+def _open_by_pypdf(file: Path) -> Any:
+    try:
+        reader = _pypdf_reader(file)
+        encrypted, pages = reader.is_encrypted, 0 if reader.is_encrypted else len(reader.pages)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise FaultyFile("BrokenPdf") from error
+    if encrypted:
+        raise FaultyFile("EncryptedPdf")
+    if not 0 < pages <= MOST_PAGES:
+        raise FaultyFile("TooLarge" if pages else "BrokenPdf")
+    return reader
 
 
 def _pypdf_reader(file: Path) -> Any:

@@ -26,6 +26,7 @@ from mark_trainer.citations import Source
 from mark_trainer.dataset import TRAIN_FILE, VALIDATION_FILE, Passage, Row, read_rows
 from mark_trainer.failures import BadData, Stopped, UserMistake
 from mark_trainer.likelihood import IGNORED, UNIGRAM_FILE, Nats, Unigram, label_nats, text_nats
+from mark_trainer.model_files import trained_on
 from mark_trainer.prompts import TEMPLATE_VERSION, Prompt, PromptBuilder
 from mark_trainer.publish import file_digest, provenance_of, verify_folder
 from mark_trainer.retrieval import named_documents, oracle, with_passages
@@ -152,7 +153,7 @@ def run(work: Work) -> Result:
             name: version(name) for name in ("torch", "transformers", "peft", "rouge-score", "sacrebleu", "scipy")
         },
     }
-    paths = write_report(work, f"eval_{subject}_{clock.strftime('%Y%m%dT%H%M%SZ')}", document, records)
+    paths = write_report(work, report_name(subject, clock, work.run_uid), document, records)
     measures = report.headline(document)
     return work.done(
         "Measured", report.sentence(document), paths, **measures, seconds=round(time.monotonic() - started, 1)
@@ -188,10 +189,7 @@ def base_reference(work: Work, adapter: Adapter | None) -> BaseModelReference:
         return work.job_input.base_model
     if adapter is None:
         raise UserMistake("NoBaseModel", "baseModel: nothing to measure; name a base model or a tuned one")
-    known = ("path", "huggingFaceId", "revision")
-    return BaseModelReference.model_validate(
-        {key: value for key, value in adapter.provenance["base"].items() if key in known}
-    )
+    return trained_on(adapter.provenance, adapter.path)
 
 
 def load_base(work: Work, adapter: Adapter | None) -> BaseModel:
@@ -355,6 +353,11 @@ def held_out_text(work: Work, base: BaseModel, rows: Sequence[Row], model: Any) 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
+
+
+def report_name(subject: str, clock: datetime, run_uid: str) -> str:
+    """What the files of a report are called: two runs may measure one model in the same second."""
+    return f"eval_{subject}_{clock.strftime('%Y%m%dT%H%M%SZ')}_{run_uid[-8:]}"
 
 
 def write_report(

@@ -17,7 +17,6 @@ from mark_trainer.documents import (
     Document,
     Unreadable,
     count_pages,
-    cross_check,
     find_pdf_files,
     path_text,
     read_documents,
@@ -29,7 +28,7 @@ from mark_trainer.publish import file_digest
 from mark_trainer.workspace import Work, write_json
 
 # Goes up when the same file would give other chunks or other facts, so that documents are read anew.
-READER_VERSION = 3
+READER_VERSION = 4
 REPORT_FILE = "ingest_report.json"
 _NAMED_FILES = 5
 
@@ -197,19 +196,17 @@ def _add(
 
     settings = work.job_input.ingest
     embedder, total, done = Embedder(), sum(pages[file.digest] for file in files), 0
-    paths = [file.path for file in files]
-    checks = cross_check(paths, settings.cross_check_pages) if settings.cross_check_pages else [()] * len(paths)
-    documents = read_documents(paths, work.workspace.root)
-    for number, (file, document, checked) in enumerate(zip(files, documents, checks, strict=True), 1):
+    documents = read_documents([file.path for file in files], work.workspace.root, settings.cross_check_pages)
+    for number, (file, document) in enumerate(zip(files, documents, strict=True), 1):
         work.raise_if_stopped()
         if isinstance(document, Unreadable):
             if settings.on_bad_file == "Fail":
                 raise unusable_files([document])
             left_out[file.digest] = LeftOut(file.name, _settings_text(work), document.fault, pages[file.digest])
-        elif not document.text:
+        elif len(document.textless_pages) == document.pages:
             left_out[file.digest] = LeftOut(file.name, _settings_text(work), None, pages[file.digest])
         else:
-            _add_document(work, collection, embedder, replace(document, agreement=checked), done, total)
+            _add_document(work, collection, embedder, document, done, total)
         done += pages[file.digest]
         work.progress.report(done, total, documents=number)
 

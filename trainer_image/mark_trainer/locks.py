@@ -60,13 +60,16 @@ class Lock:
         self._released = threading.Event()
         self._kept = False
         self._lost = False
-        self._thread = threading.Thread(target=self._beat, name=f"lock {path.name}", daemon=True)
+        self._last_beat = time.monotonic()
+        self._thread = threading.Thread(target=self._keep_alive, name=f"lock {path.name}", daemon=True)
         self._thread.start()
 
     def raise_if_lost(self) -> None:
+        self._beat()
         if self._lost:
             raise LockLost(
-                "LockLost", f"{self._path.name}: another run took the lock over after a long pause of this one"
+                "LockLost",
+                f"{self._path.name}: another run took the lock over, or may have, after a long pause of this one",
             )
 
     def keep(self) -> None:
@@ -79,12 +82,23 @@ class Lock:
         if not self._kept and _token_of(self._path) == self._token:
             self._path.unlink(missing_ok=True)
 
+    def _keep_alive(self) -> None:
+        while not self._lost and not self._released.wait(HEARTBEAT_SECONDS):
+            self._beat()
+
     def _beat(self) -> None:
-        while not self._released.wait(HEARTBEAT_SECONDS):
+        """Show a sign of life, or notice that it is too late for one."""
+        try:
             if _token_of(self._path) != self._token:
                 self._lost = True
                 return
             os.utime(self._path)
+            self._last_beat = time.monotonic()
+        except OSError as error:
+            # A network file system has bad moments, and the lock may go at this very one: the next beat tells.
+            print(f"{self._path.name}: no sign of life could be given ({error})", flush=True)
+            if time.monotonic() - self._last_beat > STALE_SECONDS:
+                self._lost = True
 
 
 @contextmanager

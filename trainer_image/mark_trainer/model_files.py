@@ -1,4 +1,4 @@
-"""The folder of a base model, looked at from outside: its family, whole weights, a tokenizer.
+"""The base model of a run, looked at from outside: which one it is, its family, whole weights, a tokenizer.
 
 It must not load the model, nor import a library that could.
 """
@@ -8,12 +8,41 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from mark_crds.job_input import JobInput
+from mark_crds.shared import BaseModelReference
+
 from mark_trainer.failures import BadData, UserMistake
-from mark_trainer.workspace import read_json
+from mark_trainer.publish import MANIFEST, provenance_of
+from mark_trainer.workspace import Workspace, read_json
 
 # Those that the stage lora has adapter targets for.
 TRAINABLE_FAMILIES = ("gemma2", "llama", "mamba", "mistral", "qwen2", "qwen3")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def base_of(job_input: JobInput, workspace: Workspace) -> BaseModelReference | None:
+    """The base model that a run names, else the one that the adapter it measures was trained on."""
+    measured = job_input.evaluated_model
+    if job_input.base_model is not None or measured is None or measured.adapter_path is None:
+        return job_input.base_model
+    folder = workspace.path(measured.adapter_path)
+    if not (folder / MANIFEST).is_file():
+        return None
+    return trained_on(provenance_of(folder, measured.adapter_path), measured.adapter_path)
+
+
+def trained_on(provenance: dict[str, Any], name: str) -> BaseModelReference:
+    """The base model that an adapter's manifest speaks of; `name` is what errors call the adapter."""
+    recorded = provenance.get("base")
+    known = ("path", "huggingFaceId", "revision")
+    try:
+        return BaseModelReference.model_validate({key: recorded[key] for key in known if key in recorded})
+    except (TypeError, ValueError) as error:
+        raise BadData(
+            "NoBaseRecorded",
+            f"{name}/{MANIFEST}: does not say on which base model it was trained; set baseModel, or name an adapter "
+            "that the stage lora published",
+        ) from error
 
 
 def see_model(folder: Path, name: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 WORDS_OF_A_SHINGLE = 5
 SAME_CLUSTER_OVERLAP = 0.3
-# Beyond this many shingles in all, a fixed share of them is compared, the same in every text.
+# Beyond this many shingles in all, a fixed share of them is compared, the same in every text; equal texts always are.
 _COMPARED_SHINGLES = 4_000_000
 
 Shingles = NDArray[np.uint64]
@@ -23,7 +23,7 @@ Shingles = NDArray[np.uint64]
 
 def shingles(text: str, words: int = WORDS_OF_A_SHINGLE) -> Shingles:
     """The distinct runs of `words` words as 64-bit hashes, sorted. Case and punctuation do not count."""
-    hashes = np.array([_word_hash(word) for word in re.findall(r"[^\W_]+", text.casefold())], dtype=np.uint64)
+    hashes = np.array([_word_hash(word) for word in _words(text)], dtype=np.uint64)
     if len(hashes) < words:
         words = max(1, len(hashes))
     runs = max(0, len(hashes) - words + 1)
@@ -38,6 +38,12 @@ def overlap(left: Shingles, right: Shingles) -> float:
     """The share of the smaller text's shingles that the other text has too, from 0 to 1."""
     smaller = min(len(left), len(right))
     return len(np.intersect1d(left, right, assume_unique=True)) / smaller if smaller else 0.0
+
+
+def says(text: str, words: str) -> bool:
+    """Whether the words stand in the text, one after the other. Case and punctuation do not count."""
+    wanted = _run_of_words(words)
+    return bool(wanted.strip()) and wanted in _run_of_words(text)
 
 
 def cluster(texts: Mapping[str, str], threshold: float = SAME_CLUSTER_OVERLAP) -> dict[str, str]:
@@ -60,6 +66,15 @@ def largest_overlap(texts: Mapping[str, str], sides: Mapping[str, str]) -> float
     return max((share for left, right, share in pairs if sides[keys[left]] != sides[keys[right]]), default=0.0)
 
 
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.casefold())
+
+
+@lru_cache(maxsize=10_000)
+def _run_of_words(text: str) -> str:
+    return f" {' '.join(_words(text))} "
+
+
 @lru_cache(maxsize=200_000)
 def _word_hash(word: str) -> int:
     return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big")
@@ -74,7 +89,9 @@ def _compared(sets: Sequence[Shingles]) -> list[Shingles]:
 
 
 def _overlaps(texts: Sequence[str]) -> Iterator[tuple[int, int, float]]:
-    """Every pair of texts that shares a shingle, by position, with its overlap."""
+    """Every pair of texts that shares a compared shingle, by position, with its overlap; equal ones in any case."""
+    # Short texts may have none of the shingles that are compared.
+    yield from ((left, right, 1.0) for left, right in _equal(texts))
     sets = _compared([shingles(text) for text in texts])
     everything = np.concatenate(sets) if sets else np.array([], dtype=np.uint64)
     _, numbers = np.unique(everything, return_inverse=True)
@@ -87,6 +104,18 @@ def _overlaps(texts: Sequence[str]) -> Iterator[tuple[int, int, float]]:
             yield left, right, count / min(len(sets[left]), len(entry))
         for number in own:
             holders[number].append(right)
+
+
+def _equal(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Each text that has the very words of earlier ones, behind the last of these."""
+    last: dict[bytes, int] = {}
+    for right, text in enumerate(texts):
+        words = " ".join(_words(text))
+        if words:
+            digest = hashlib.blake2b(words.encode(), digest_size=16).digest()
+            if digest in last:
+                yield last[digest], right
+            last[digest] = right
 
 
 def _root(parents: list[int], index: int) -> int:

@@ -27,9 +27,12 @@ def quality(text: str) -> int:
 
     Rows of dots and lines to write on count for nothing.
     """
-    words = text.split()
-    printed = sum(map(_printed, words))
-    return 100 * sum(map(_like_text, words)) // printed if printed else 0
+    printed = like_text = 0
+    for word in text.split():
+        counted, looking = _counted(word)
+        printed += counted
+        like_text += looking
+    return 100 * like_text // printed if printed else 0
 
 
 def agreement(left: str, right: str) -> int | None:
@@ -45,15 +48,10 @@ def _words(text: str) -> list[str]:
 
 
 @lru_cache(maxsize=100_000)
-def _printed(word: str) -> int:
-    """How many of a word's characters count."""
-    return 0 if _FILL.fullmatch(word) else len(word)
-
-
-@lru_cache(maxsize=100_000)
-def _like_text(word: str) -> int:
-    """How many of these look like text."""
-    return _printed(word) if _looks_like_text(word) else 0
+def _counted(word: str) -> tuple[int, int]:
+    """How many of a word's characters count, and how many of these look like text."""
+    printed = 0 if _FILL.fullmatch(word) else len(word)
+    return printed, printed if _looks_like_text(word) else 0
 
 
 def _looks_like_text(word: str) -> bool:

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from mark_crds import names
@@ -21,9 +22,9 @@ from mark_trainer.failures import BadData, Failure, MachineTrouble, UserMistake
 from mark_trainer.ingest import corpus_files, unusable_files
 from mark_trainer.judgements import judgements_digest, read_judgements
 from mark_trainer.locks import is_stale, see_holder
-from mark_trainer.model_files import see_model
+from mark_trainer.model_files import base_of, see_model
 from mark_trainer.outcome import see_completed
-from mark_trainer.publish import MANIFEST, verify_folder
+from mark_trainer.publish import verify_folder
 from mark_trainer.workspace import Work, write_file
 
 DATASET_FILES = ("train_sft.jsonl", "val_sft.jsonl")
@@ -164,8 +165,8 @@ def check_collection(work: Work, found: Findings) -> None:
 
 def check_base_model(work: Work, found: Findings) -> None:
     """The base model is a folder that transformers can load without running anybody's code."""
-    reference = work.job_input.base_model
-    if reference is None or not _MODEL_STAGES & set(work.job_input.stages):
+    reference = base_of(work.job_input, work.workspace) if _MODEL_STAGES & set(work.job_input.stages) else None
+    if reference is None:
         return
     if reference.path is None:
         found.notes.append(
@@ -212,10 +213,7 @@ def check_dataset(work: Work, found: Findings) -> None:
         raise BadData(
             "NoDatasetFile", f"dataset.path: {reference.path} has no {' and no '.join(missing)}; run dataPrep"
         )
-    if (folder / MANIFEST).is_file():
-        found.facts["datasetDigest"] = verify_folder(folder, reference.path)[:16]
-    else:
-        found.notes.append(f"{reference.path} has no {MANIFEST}, so it was not checked for changes")
+    found.facts["datasetDigest"] = verify_folder(folder, reference.path)[:16]
 
 
 def check_preferences(work: Work, found: Findings) -> None:
@@ -305,12 +303,22 @@ def _uses_collection(work: Work) -> bool:
 
 
 def _rows_have_passages(work: Work) -> bool:
+    """Whether every row that will be measured records as many passages as it is to be shown."""
     reference = work.job_input.dataset
+    most, top_k = work.job_input.evaluation.max_items, work.job_input.data_prep.top_k
     path = work.workspace.path(reference.path) / DATASET_FILES[1] if reference else None
     if path is None or not path.is_file():
         return True
     with path.open(encoding="utf-8") as file:
-        return '"contexts"' in file.readline()
+        rows = islice(((number, line) for number, line in enumerate(file, 1) if line.strip()), most)
+        return all(_recorded_passages(line, f"{path.name} line {number}") >= top_k for number, line in rows)
+
+
+def _recorded_passages(line: str, place: str) -> int:
+    try:
+        return len(json.loads(line).get("contexts") or ())
+    except (ValueError, TypeError, AttributeError) as error:
+        raise BadData("BadRow", f"{place}: is no row of a dataset ({error}); correct the row") from error
 
 
 def _size_of(folder: Path) -> int:

@@ -144,9 +144,10 @@ def definitions() -> dict[str, str]:
         "abstained": "the answer is empty or begins with the sentence that training teaches for questions without an "
         "answer; precision: share of abstentions that are right, recall: share of the questions without an answer",
         "citations": "where the answer's own words, or its quotations, stand in the passages shown or in the document "
-        "that the question names: verified exactly, repaired after white space, case, hyphens and quotation marks are "
-        "evened out, unverified nowhere, unchecked where nothing was said or no source is at hand; supported: verified "
-        "and repaired as a share of those checked",
+        "that the question names: verified exactly, repaired after white space, case, hyphens at line ends and the "
+        "shapes of dashes, quotation marks and letters are evened out (never a number's sign, point or dash), "
+        "unverified nowhere, unchecked where nothing was said or no source is at hand; supported: verified and "
+        "repaired as a share of those checked",
         "errors": f"right: F1 of at least {verdicts.RIGHT_FROM_F1}, or abstained where there is no answer (without "
         "passages: right closed book too); else retrievalMissed: the prompt did not hold all of the answer; invented: "
         "the words stand in no source; misread: other words of the sources, or a wrong abstention",

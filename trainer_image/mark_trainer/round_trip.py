@@ -6,6 +6,7 @@ It must not build rows.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from mark_crds.stages import DataPrep
 
@@ -86,5 +87,5 @@ class RoundTrip:
             place = int(draw(self._settings.seed, "oracle", candidate.id), 16) % len(shown)
             shown = shown[:-1]
             shown.insert(place, candidate.chunk)
-        negatives = [passage for passage in found[len(shown) :] if not candidate.held_by(passage)]
-        return shown + negatives[: self._settings.hard_negatives]
+        negatives = (passage for passage in found[len(shown) :] if not candidate.is_said_by(passage))
+        return [*shown, *islice(negatives, self._settings.hard_negatives)]
