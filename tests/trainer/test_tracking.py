@@ -31,7 +31,7 @@ def test_every_measure_is_in_both_logs(workspace: Workspace) -> None:
     steps = [line for line in logged(workspace) if "loss" in line]
     names = {"epoch", "loss", "learningRate", "gradNorm", "tokensPerSecond"}
     names |= {"paddingShare", "memoryGiB", "modelTeraflops"}
-    assert {"step", "attempt", *names} == set(steps[0])
+    assert {"stage", "step", "attempt", *names} == set(steps[0])
     board = EventAccumulator(str(workspace.path("runs/run-1/logs/tensorboard")))
     board.Reload()
     for name in names:
@@ -56,7 +56,7 @@ def test_flops_are_four_a_token_and_weight(workspace: Workspace) -> None:
     """The published 8B number reads the same: 4 * 8.03e9 weights * 12,473 tokens/s are 401 Tflop/s, 41 % of 989."""
     work = tiny_training.work_of(workspace, tiny_training.job_input())
     reporter = tracking.Reporter(work, [(1, 1)], 8_030_000_000, torch.device("cpu"), processes=1)
-    reporter.close()
+    reporter.logs.close()
     teraflops = reporter.flops_a_token * 12_473 / 1e12
     assert teraflops == pytest.approx(401, abs=1) and teraflops / 989 == pytest.approx(0.41, abs=0.005)
 

@@ -136,7 +136,7 @@ def run(work: Work) -> Result:
         )
     outcome = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if reporter is not None:
-        reporter.close()
+        reporter.logs.close()
     if trainer.state.global_step < steps:
         raise Stopped(
             "StoppedAfterCheckpoint", f"lora was asked to end and kept step {trainer.state.global_step} of {steps}"
@@ -260,9 +260,13 @@ def adapted(base: BaseModel, settings: Lora, *, packed: bool) -> PeftModel:
             target_modules=list(TARGET_MODULES[family]),
         ),
     )
-    # peft would render a page of placeholders at every checkpoint, a fourth of its cost; the manifest says all of it.
-    model.create_or_update_model_card = lambda _folder: None
+    leave_out_model_card(model)
     return model
+
+
+def leave_out_model_card(model: PeftModel) -> None:
+    """Keep peft from rendering a page of placeholders at every checkpoint, a fourth of its cost; manifests say more."""
+    model.create_or_update_model_card = lambda _folder: None
 
 
 def make_trainer(
@@ -384,7 +388,13 @@ def save_adapter(model: PeftModel, weights: dict[str, torch.Tensor], folder: Pat
     """Adapter weights and configuration; the base model is named as in the spec, not by a path of this machine."""
     model.peft_config["default"].base_model_name_or_path = job.base_model.path or job.base_model.hugging_face_id
     # save_embedding_layers: whether to do so would otherwise be looked up on the hub
-    model.save_pretrained(folder, state_dict=weights, safe_serialization=True, save_embedding_layers=False)
+    model.save_pretrained(
+        folder,
+        state_dict=weights,
+        selected_adapters=["default"],
+        safe_serialization=True,
+        save_embedding_layers=False,
+    )
 
 
 def say_what_is_trained(encoded: Encoded, builder: PromptBuilder) -> None:
@@ -466,6 +476,6 @@ class Keeper(TrainerCallback):
             checkpoints.publish(written, self.folder, state.global_step, self.provenance, loss)
             self.work.progress.kept(state.global_step)
             if loss is not None:
-                self.reporter.keep(state.global_step, {"validationLoss": loss})
+                self.reporter.logs.keep(state.global_step, {"validationLoss": loss})
         ranks.wait_for_all(self.rank)
         self.last_kept = time.monotonic()

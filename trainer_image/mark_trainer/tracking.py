@@ -1,6 +1,6 @@
 """Where the measures of training go: metrics.jsonl and TensorBoard always, Weights & Biases when asked, and progress.
 
-It must not change the training. What the measures mean:
+It must not change the training. Every line and name says which stage it is of. What lora's measures mean:
 
     loss                nats a trained token, mean over the step
     gradNorm            of the adapter's gradient, before it is clipped
@@ -18,10 +18,12 @@ import json
 import os
 import resource
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from mark_crds.model import Model
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.trainer.utils import get_peak_flops
@@ -31,6 +33,34 @@ from mark_trainer.workspace import Work
 
 FLOPS_A_TOKEN_AND_WEIGHT = 4
 METRICS_FILE = "metrics.jsonl"
+
+
+class Logs:
+    """The logs of a run, as one stage writes them."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        logs = work.run_folder / "logs"
+        logs.mkdir(exist_ok=True)
+        self._file = (logs / METRICS_FILE).open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(logs / "tensorboard"))
+        self._wandb = start_wandb(work, logs)
+
+    def keep(self, step: int, measures: Mapping[str, float]) -> None:
+        """Writes measures of a step to every log."""
+        stage, attempt = self._work.stage, self._work.attempt
+        self._file.write(json.dumps({"stage": stage, "step": step, "attempt": attempt, **measures}) + "\n")
+        self._file.flush()
+        for name, value in measures.items():
+            self._board.add_scalar(f"{stage}/{name}", value, step)
+        if self._wandb is not None:
+            self._wandb.log({f"{stage}/{name}": value for name, value in measures.items()}, step=step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
 
 class Reporter(TrainerCallback):
@@ -47,11 +77,7 @@ class Reporter(TrainerCallback):
         self.epochs = work.job_input.lora.epochs
         self.losses: list[float] = []
         self.tokens_per_second = 0.0
-        logs = work.run_folder / "logs"
-        logs.mkdir(exist_ok=True)
-        self._file = (logs / METRICS_FILE).open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(logs / "tensorboard"))
-        self._wandb = start_wandb(work, logs)
+        self.logs = Logs(work)
         self._begun = (time.monotonic(), 0)  # time and step at which this attempt began
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -87,23 +113,8 @@ class Reporter(TrainerCallback):
             **({"mfu": teraflops / self.peak} if self.peak else {}),
         }
         self.losses.append(progress["loss"])
-        self.keep(state.global_step, progress | machine)
+        self.logs.keep(state.global_step, progress | machine)
         self.work.progress.report(state.global_step, state.max_steps, **progress)
-
-    def keep(self, step: int, measures: dict[str, float]) -> None:
-        """Writes measures of a step to every log."""
-        self._file.write(json.dumps({"step": step, "attempt": self.work.attempt, **measures}) + "\n")
-        self._file.flush()
-        for name, value in measures.items():
-            self._board.add_scalar(f"lora/{name}", value, step)
-        if self._wandb is not None:
-            self._wandb.log({f"lora/{name}": value for name, value in measures.items()}, step=step)
-
-    def close(self) -> None:
-        self._file.close()
-        self._board.close()
-        if self._wandb is not None:
-            self._wandb.finish()
 
 
 def memory_gib(device: torch.device) -> float:
@@ -119,6 +130,12 @@ def peak_teraflops(device: torch.device) -> float | None:
     return peak / 1e12 if peak else None
 
 
+def settings_of(work: Work) -> Model:
+    """The settings of the stage that speaks."""
+    job = work.job_input
+    return {"lora": job.lora, "reward": job.rlhf.reward, "ppo": job.rlhf.ppo}[work.stage]
+
+
 def start_wandb(work: Work, logs: Path) -> Any:
     """The run at Weights & Biases, or None when the spec asks for none."""
     settings = work.job_input.tracking.wandb
@@ -131,12 +148,13 @@ def start_wandb(work: Work, logs: Path) -> Any:
     try:
         return wandb.init(
             project=settings.project,
-            name=work.job_input.name,
-            id=work.run_uid,
+            name=f"{work.job_input.name}-{work.stage}",
+            id=f"{work.run_uid}-{work.stage}",  # each stage counts its steps from 1
+            group=work.job_input.name,
             resume="allow" if settings.mode == "online" else None,
             mode=settings.mode,
             dir=logs,
-            config={"namespace": work.job_input.namespace, "lora": work.job_input.lora.to_dict()},
+            config={"namespace": work.job_input.namespace, work.stage: settings_of(work).to_dict()},
             settings=wandb.Settings(
                 console="off", save_code=False, disable_git=True, disable_code=True, x_disable_stats=True
             ),
