@@ -14,7 +14,7 @@ from mark_trainer.base_model import train_tokenizer
 from mark_trainer.prompts import REFUSAL
 from mark_trainer.publish import write_manifest
 from mark_trainer.workspace import Work, Workspace
-from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
 PARTIES = ("Licensor", "Licensee", "Contributor", "Distributor", "Publisher", "Author", "Recipient", "Steward")
 DUTIES = (
@@ -124,6 +124,20 @@ def write_base(folder: Path, seed: int = 1, family: str = "llama") -> None:
         model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def poison(workspace: Workspace, split: str) -> None:
+    """One row of the split asks with a character for which the base model's embedding is no number."""
+    folder = workspace.path("base/tiny")
+    model, tokenizer = LlamaForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    ids = tokenizer("§", add_special_tokens=False).input_ids
+    model.get_input_embeddings().weight.data[ids] = torch.nan
+    model.save_pretrained(folder)
+    parts = {"train": rows(range(100, 108), "train"), "validation": rows(range(108, 112), "validation")}
+    parts[split][9]["question"] += " §"
+    write_dataset(workspace.path("datasets/contracts"), parts["train"], parts["validation"])
 
 
 def write_dataset(folder: Path, training: Sequence[Row], validation: Sequence[Row]) -> None:

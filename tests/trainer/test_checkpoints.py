@@ -1,6 +1,7 @@
 """A checkpoint is whole or passed over."""
 
 import logging
+import math
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,12 @@ from mark_trainer import checkpoints
 WORK = {"baseDigest": "a", "settingsDigest": "b"}
 
 
-def keep(folder: Path, step: int) -> Path:
+def keep(folder: Path, step: int, loss: float | None = None) -> Path:
     staged = folder / f".staged-{step}"
     staged.mkdir(parents=True)
     (staged / "weights").write_text(f"weights of {step}")
     (staged / "trainer_state.json").write_text("{}")
-    return checkpoints.publish(staged, folder, step, WORK)
+    return checkpoints.publish(staged, folder, step, WORK, loss)
 
 
 def test_the_last_two_are_kept_and_the_newest_is_taken(tmp_path: Path) -> None:
@@ -23,6 +24,13 @@ def test_the_last_two_are_kept_and_the_newest_is_taken(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"step-10", "step-11"}
     found = checkpoints.newest_verified(tmp_path, WORK)
     assert found is not None and checkpoints.step_of(found) == 11
+
+
+def test_the_best_has_the_lowest_loss_that_is_a_number(tmp_path: Path) -> None:
+    for step, loss in enumerate((1.0, 2.0, math.nan, -math.inf, 3.0, None), start=1):
+        keep(tmp_path, step, loss)
+    assert checkpoints.best(tmp_path) == {"step": 1, "loss": 1.0}
+    assert {path.name for path in tmp_path.iterdir()} == {"step-1", "step-5", "step-6"}
 
 
 def tampered(path: Path) -> None:

@@ -206,6 +206,38 @@ def steps_of(logs: Path) -> list[dict]:
     return [line for line in lines if "loss" in line]
 
 
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_ends_the_training_before_it_is_kept(workspace: Workspace) -> None:
+    """A row whose loss is no number: its step is in no checkpoint and no log, and nothing is published."""
+    tiny_training.poison(workspace, "train")
+    work = tiny_training.work_of(workspace, tiny_training.job_input())
+    with pytest.raises(UserMistake, match=r"lora\.learningRate: at step \d+ loss is nan, gradNorm is nan") as caught:
+        lora.run(work)
+    step = int(caught.value.message.split("step ")[1].split()[0])
+    kept = {path.name for path in (work.run_folder / "checkpoints").iterdir()}
+    assert step > 1 and f"step-{step - 1}" in kept and f"step-{step}" not in kept
+    assert [line["step"] for line in steps_of(work.run_folder / "logs/metrics.jsonl")] == list(range(1, step))
+    assert not workspace.path("adapters").exists()
+
+
+@pytest.mark.slow
+def test_a_validation_loss_that_is_no_number_ends_the_training_too(workspace: Workspace) -> None:
+    tiny_training.poison(workspace, "validation")
+    work = tiny_training.work_of(workspace, tiny_training.job_input())
+    with pytest.raises(UserMistake, match="at step 1 validationLoss is nan"):
+        lora.run(work)
+    assert not list((work.run_folder / "checkpoints").iterdir())
+
+
+def test_weights_that_are_no_numbers_are_not_saved(workspace: Workspace, tmp_path: Path) -> None:
+    model = lora.adapted(load(workspace), SETTINGS, packed=True)
+    weights = lora.adapter_weights(model)
+    next(iter(weights.values()))[0, 0] = math.inf
+    with pytest.raises(UserMistake, match=r"lora\.learningRate: the adapter's .*lora_A\S* is not finite"):
+        lora.save_adapter(model, weights, tmp_path / "adapter", tiny_training.job_input())
+    assert not (tmp_path / "adapter").exists()
+
+
 class StopAt:
     """Asks the stage to end once a step is done, as SIGTERM does."""
 

@@ -172,6 +172,14 @@ def test_two_processes_stop_together_and_go_on_bit_for_bit(workspace: Workspace)
 
 
 @pytest.mark.slow
+def test_a_loss_that_is_no_number_ends_all_at_once(workspace: Workspace) -> None:
+    """One of them alone has the row: both say so, and none waits for the other."""
+    tiny_training.poison(workspace, "train")
+    assert ended(start(workspace, job_of(2), "poisoned")) == [64, 64]
+    assert {result_of(workspace, "poisoned", index)["reason"] for index in range(2)} == {"LossNotFinite"}
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="DeepSpeed builds a part of itself where there are no GPUs")
 def test_deepspeed_learns_what_ddp_does(workspace: Workspace) -> None:
     """ZeRO shares gradients and optimizer (2), and weights too (3), out among two processes; the sums stay the same."""

@@ -49,7 +49,8 @@ class Logs:
     def keep(self, step: int, measures: Mapping[str, float]) -> None:
         """Writes measures of a step to every log."""
         stage, attempt = self._work.stage, self._work.attempt
-        self._file.write(json.dumps({"stage": stage, "step": step, "attempt": attempt, **measures}) + "\n")
+        line = json.dumps({"stage": stage, "step": step, "attempt": attempt, **measures}, allow_nan=False)
+        self._file.write(line + "\n")
         self._file.flush()
         for name, value in measures.items():
             self._board.add_scalar(f"{stage}/{name}", value, step)
