@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,11 +46,36 @@ def unsealed(path: Path) -> None:
     (path / "manifest.json").unlink()
 
 
-def broken_manifest(path: Path) -> None:
-    (path / "manifest.json").write_text('{"files": ')
+def added(path: Path) -> None:
+    (path / "more").write_text("weights of nobody")
 
 
-@pytest.mark.parametrize("harm", [tampered, cut, unsealed, broken_manifest])
+def with_manifest(text: str) -> Callable[[Path], None]:
+    """Puts another text in the place of the manifest."""
+
+    def harm(path: Path) -> None:
+        (path / "manifest.json").write_text(text)
+
+    return harm
+
+
+NO_MANIFESTS = {
+    "cut off": '{"files": ',
+    "empty object": "{}",
+    "list": "[]",
+    "null": "null",
+    "no provenance": '{"files": {}}',
+    "no files": '{"provenance": {}}',
+    "list of files": '{"files": [], "provenance": {}}',
+    "deep": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [tampered, cut, unsealed, added, *map(with_manifest, NO_MANIFESTS.values())],
+    ids=["tampered", "cut", "unsealed", "added", *NO_MANIFESTS],
+)
 def test_a_harmed_checkpoint_is_passed_over_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, harm
 ) -> None:
@@ -59,6 +85,8 @@ def test_a_harmed_checkpoint_is_passed_over_with_a_warning(
         found = checkpoints.newest_verified(tmp_path, WORK)
     assert found is not None and found.name == "step-1"
     assert "step-2" in caplog.text
+    keep(tmp_path, 3, loss=1.0)
+    assert checkpoints.best(tmp_path) == {"step": 3, "loss": 1.0}
 
 
 def test_a_half_written_one_does_not_count(tmp_path: Path) -> None:

@@ -45,9 +45,9 @@ def best(folder: Path) -> dict[str, Any] | None:
 
 
 def _loss(path: Path) -> float | None:
-    """The checkpoint's loss; None where none was measured, it is not finite, or the manifest is broken."""
+    """The checkpoint's loss; None where none was measured, it is not finite, or there is no sound manifest."""
     try:
-        loss = provenance_of(path, path.name).get("loss") if (path / MANIFEST).is_file() else None
+        loss = provenance_of(path, path.name).get("loss")
     except BadData:  # the checkpoint is passed over when it would be used
         return None
     return loss if isinstance(loss, int | float) and math.isfinite(loss) else None
