@@ -119,13 +119,14 @@ def run(work: Work) -> Result:
     staged = work.run_folder / "tmp" / f"checkpoint-attempt-{work.attempt}"
     trainer = make_trainer(model, base, settings, dealt, encoded.examples, output=staged, strategy=job.distributed)
     parameters = sum(weight.numel() for name, weight in model.named_parameters() if "lora_" not in name)
-    reporter = Reporter(work, dealt.slots(lengths), parameters, device, rank.processes) if rank.first else None
+    resume = ranks.of_first(rank, lambda: checkpoints.newest_after_clearing(staged, folder, provenance))
+    done = 0 if resume is None else checkpoints.step_of(resume)
+    reporter = Reporter(work, dealt.slots(lengths), parameters, device, rank.processes, done) if rank.first else None
     measure = ValidationLoss(validation.examples, base.tokenizer.pad_token_id, settings.batch_size, packed)
     keeper = Keeper(work, rank, folder, staged, provenance, steps, measure, reporter)
     for callback in [keeper, reporter]:  # what is not finite is neither kept nor logged
         if callback is not None:
             trainer.add_callback(callback)
-    resume = ranks.of_first(rank, lambda: checkpoints.newest_after_clearing(staged, folder, provenance))
     if resume is not None and rank.first:
         print(f"lora: goes on from {resume.name} of {steps} steps", flush=True)
     work_lost = "no step was done" if resume is None else f"{resume.name} is the last checkpoint"
@@ -134,7 +135,7 @@ def run(work: Work) -> Result:
         raise Stopped(
             "Stopped", f"lora was asked to end before its first step; {work_lost}, the next attempt goes on there"
         )
-    outcome = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if reporter is not None:
         reporter.logs.close()
     if trainer.state.global_step < steps:
@@ -159,7 +160,6 @@ def run(work: Work) -> Result:
         "precision": str(dtype).removeprefix("torch."),
         "processes": {"count": rank.processes, "strategy": job.distributed.strategy},
         "passes": {"packed": packed, "ofAStep": dealt.a_step * rank.processes},
-        "bestCheckpoint": checkpoints.best(folder),
         "examples": {
             "trained": findings.examples,
             "retrieved": sum(example.form == "retrieved" for example in encoded.examples),
@@ -175,7 +175,9 @@ def run(work: Work) -> Result:
         "versions": versions(),
     }
     published = publish(work.workspace, unpublished, ADAPTERS_FOLDER, manifest)
-    first, last = reporter.losses[0], reporter.losses[-1]
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]  # of earlier attempts too
+    first, last = losses[0], losses[-1]
+    best = checkpoints.best(folder)
     return work.done(
         "Trained",
         f"{steps} steps on {findings.examples} rows; the loss went from {first:.3f} to {last:.3f}; "
@@ -188,10 +190,11 @@ def run(work: Work) -> Result:
         rowsTooLong=len(encoded.too_long),
         firstLoss=first,
         lastLoss=last,
-        meanLoss=float(outcome.training_loss),
+        meanLoss=sum(losses) / len(losses),
+        **({"bestStep": best["step"], "bestValidationLoss": best["loss"]} if best else {}),
         trainedTokenShare=findings.trained_share,
         adapterParameters=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        tokensPerSecond=reporter.tokens_per_second,
+        **({"tokensPerSecond": reporter.tokens_per_second} if done < steps else {}),
         seconds=round(time.monotonic() - started, 1),
     )
 
@@ -361,7 +364,8 @@ def deepspeed_settings(distributed: Distributed) -> dict[str, Any] | None:
 
 
 def warm_up_steps(steps: int) -> int:
-    return math.ceil(steps * WARM_UP_SHARE)
+    """Steps before the learning rate is at its peak; the first of them is at zero, so one is left to train."""
+    return min(math.ceil(steps * WARM_UP_SHARE), steps - 1)
 
 
 def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
