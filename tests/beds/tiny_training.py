@@ -14,7 +14,7 @@ from mark_trainer.base_model import train_tokenizer
 from mark_trainer.prompts import REFUSAL
 from mark_trainer.publish import write_manifest
 from mark_trainer.workspace import Work, Workspace
-from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 PARTIES = ("Licensor", "Licensee", "Contributor", "Distributor", "Publisher", "Author", "Recipient", "Steward")
 DUTIES = (
@@ -104,7 +104,7 @@ def unanswerable_rows(documents: Sequence[int], split: str) -> list[Row]:
 
 
 def write_base(folder: Path, seed: int = 1, family: str = "llama") -> None:
-    """A tokenizer of the contracts and a Llama or Mamba of 30 thousand random weights."""
+    """A tokenizer of the contracts and a model of the family, of 30 thousand random weights."""
     tokenizer = train_tokenizer(["\n".join(contract(number)) for number in range(40)])
     torch.manual_seed(seed)
     shared: Row = {
@@ -117,13 +117,26 @@ def write_base(folder: Path, seed: int = 1, family: str = "llama") -> None:
         "pad_token_id": tokenizer.pad_token_id,
     }
     if family == "mamba":
-        model = MambaForCausalLM(MambaConfig(state_size=8, **shared))
+        config = AutoConfig.for_model(family, state_size=8, **shared)
     else:
-        heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-        config = LlamaConfig(intermediate_size=64, max_position_embeddings=256, **heads, **shared)
-        model = LlamaForCausalLM(config)
-    model.save_pretrained(folder)
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+        config = AutoConfig.for_model(family, intermediate_size=64, max_position_embeddings=256, **heads, **shared)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def poison(workspace: Workspace, split: str) -> None:
+    """One row of the split asks with a character for which the base model's embedding is no number."""
+    folder = workspace.path("base/tiny")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    ids = tokenizer("§", add_special_tokens=False).input_ids
+    model.get_input_embeddings().weight.data[ids] = torch.nan
+    model.save_pretrained(folder)
+    parts = {"train": rows(range(100, 108), "train"), "validation": rows(range(108, 112), "validation")}
+    parts[split][9]["question"] += " §"
+    write_dataset(workspace.path("datasets/contracts"), parts["train"], parts["validation"])
 
 
 def write_dataset(folder: Path, training: Sequence[Row], validation: Sequence[Row]) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import cli_cases
 import pytest
-from mark_crds.job_input import digest_of
 from mark_operator.cli.commands.get import MANIFEST, check_folder, find_artifact
 from mark_operator.cli.errors import ClusterError, NotFoundError, RefusedError
 from mark_operator.cli.runs import RunReference
@@ -42,7 +41,7 @@ def adapter(tmp_path: Path) -> Path:
 
 
 def made_of(folder: Path) -> dict[str, Any]:
-    return {"path": "adapters/x", "digest": digest_of(json.loads((folder / MANIFEST).read_text())["files"])}
+    return {"path": "adapters/x", "digest": hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()}
 
 
 def received(folder: Path) -> list[File]:
@@ -64,6 +63,22 @@ def test_a_file_that_the_manifest_does_not_vouch_for_is_refused(adapter: Path, c
 def test_a_folder_of_another_digest_is_refused(adapter: Path) -> None:
     with pytest.raises(RefusedError, match="but the run's status says 000000000000"):
         check_folder({**made_of(adapter), "digest": "0" * 64}, adapter, received(adapter))
+
+
+def test_a_manifest_that_says_something_else_is_refused(adapter: Path) -> None:
+    """Whatever it says: where the files come from is as much a part of the artifact as they are."""
+    made = made_of(adapter)
+    manifest = json.loads((adapter / MANIFEST).read_text())
+    (adapter / MANIFEST).write_text(json.dumps(manifest | {"provenance": {"run": "another"}}))
+    with pytest.raises(RefusedError, match="but the run's status says"):
+        check_folder(made, adapter, received(adapter))
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"files": 1}', "["])
+def test_a_manifest_that_lists_no_files_is_refused(adapter: Path, text: str) -> None:
+    (adapter / MANIFEST).write_text(text)
+    with pytest.raises(ClusterError, match="has no readable manifest"):
+        check_folder(made_of(adapter), adapter, received(adapter))
 
 
 def test_a_folder_without_manifest_is_refused(adapter: Path) -> None:

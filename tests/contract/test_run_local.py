@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,10 +40,15 @@ def test_from_documents_to_a_report_stage_by_stage_with_a_stop_in_between(tmp_pa
     for stage in ("ingest", "data_prep"):
         plan_and_confirm(tmp_path, "--stage", stage)
     ended("--stage", "lora", folder=tmp_path)
-    stop_at_its_first_words("--stage", "lora", "--confirm", folder=tmp_path)
+    stop_when(lambda: "lora: " in printed(workspace), "--stage", "lora", "--confirm", folder=tmp_path)
     assert not (workspace / "adapters").exists()
+    assert "goes on from" not in printed(workspace)
+    stop_when(lambda: steps_done(workspace) > 0, "--stage", "lora", "--confirm", folder=tmp_path)
+    assert not (workspace / "adapters").exists()
+    kept = steps_done(workspace)
     for stage in ("lora", "eval"):
         done = plan_and_confirm(tmp_path, "--stage", stage)
+    assert f"lora: goes on from step-{kept} of" in printed(workspace)
     (report,) = (workspace / "reports").glob("eval_contracts-lora_*.json")
     assert set(json.loads(report.read_text())["scores"]) == {"base", "tuned"}
     assert f"report: {report}" in done.stderr
@@ -84,16 +90,24 @@ def plan_and_confirm(folder: Path, *words: str) -> subprocess.CompletedProcess[s
     return done
 
 
-def stop_at_its_first_words(*words: str, folder: Path) -> None:
-    """Ctrl-C while the stage lora is at work: it ends with what it has, and says how to go on."""
+def printed(workspace: Path) -> str:
+    """What the attempts of the stage lora printed."""
+    return "".join(path.read_text() for path in sorted(workspace.glob("runs/*/output/lora-*.log")))
+
+
+def steps_done(workspace: Path) -> int:
+    """The steps of the stage lora that are in its log."""
+    return sum(path.read_text().count("gradNorm") for path in workspace.glob("runs/*/logs/metrics.jsonl"))
+
+
+def stop_when(seen: Callable[[], bool], *words: str, folder: Path) -> None:
+    """Ctrl-C once something is seen of the stage lora: it ends with what it has, and says how to go on."""
     with subprocess.Popen(
         local_run(*words), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as child:
-        assert child.stdout is not None
-        for line in child.stdout:
-            if line.startswith("lora: "):
-                child.send_signal(signal.SIGINT)
-                break
+        while not seen() and child.poll() is None:
+            time.sleep(0.02)
+        child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=300)
     assert child.returncode == 130, out + err
     assert "lora was asked to end" in err

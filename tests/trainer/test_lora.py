@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import tiny_training
 import torch
+from mark_crds.job_output import Result
 from mark_crds.stages import Lora
 from mark_trainer import base_model, checkpoints, lora, passes
 from mark_trainer.audit import audit_adapter
@@ -23,6 +24,7 @@ from mark_trainer.failures import Stopped, UserMistake
 from mark_trainer.likelihood import IGNORED
 from mark_trainer.model_files import TRAINABLE_FAMILIES
 from mark_trainer.outcome import adopt_own_result
+from mark_trainer.packed_attention import can_pack
 from mark_trainer.prompts import PromptBuilder
 from mark_trainer.publish import provenance_of, verify_folder
 from mark_trainer.workspace import Workspace, write_json
@@ -35,8 +37,11 @@ STEPS = 8
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return tiny_training.write_workspace(tmp_path / "workspace")
+def workspace(tmp_path: Path, request: pytest.FixtureRequest) -> Workspace:
+    return tiny_training.write_workspace(tmp_path / "workspace", family=getattr(request, "param", "llama"))
+
+
+FAMILIES = pytest.mark.parametrize("workspace", ["llama", "mamba"], indirect=True)
 
 
 def load(workspace: Workspace, dtype: torch.dtype = torch.float64) -> BaseModel:
@@ -78,7 +83,8 @@ def assert_same(first: Trained, second: Trained) -> None:
 def train(workspace: Workspace, settings: Lora, output: Path, dtype: torch.dtype = torch.float64) -> Trained:
     base, steps = load(workspace, dtype), Steps()
     examples = examples_of(workspace, base)
-    model = lora.adapted(base, settings, packed=settings.packing)
+    packed = settings.packing and can_pack(base.model.config)
+    model = lora.adapted(base, settings, packed=packed)
     dealt = passes.plan(
         range(STEPS * 4),
         [len(example.ids) for example in examples],
@@ -86,7 +92,7 @@ def train(workspace: Workspace, settings: Lora, output: Path, dtype: torch.dtype
         accumulation=settings.gradient_accumulation_steps,
         processes=1,
         max_length=settings.max_length,
-        packed=settings.packing,
+        packed=packed,
     )
     trainer = lora.make_trainer(model, base, settings, dealt, examples, output=output)
     trainer.add_callback(steps)
@@ -132,6 +138,7 @@ def test_loss_and_gradient_of_each_step_are_those_of_a_plain_loop(workspace: Wor
 
 
 @pytest.mark.slow
+@FAMILIES
 def test_accumulation_equals_a_large_batch(workspace: Workspace, tmp_path: Path) -> None:
     """Answers differ in length, so this holds only if the loss is weighted by token over the whole step."""
     changes = {"batch_size": 1, "gradient_accumulation_steps": 4, "packing": False}
@@ -152,6 +159,7 @@ def test_packing_changes_no_number(workspace: Workspace, tmp_path: Path, changes
 
 
 @pytest.mark.slow
+@FAMILIES
 def test_gradient_checkpointing_changes_no_number(workspace: Workspace, tmp_path: Path) -> None:
     """With dropout: what is computed again must draw the same numbers."""
     settings = SETTINGS.model_copy(update={"dropout": "0.2"})
@@ -192,11 +200,10 @@ def test_the_stage_publishes_adapter_logs_and_provenance(workspace: Workspace) -
     logs = steps_of(work.run_folder / "logs/metrics.jsonl")
     assert [line["step"] for line in logs] == list(range(1, 17))
     assert logs[-1]["epoch"] == 2 and logs[-1]["loss"] < logs[0]["loss"]
-    assert list((work.run_folder / "logs/tensorboard").glob("events.*"))
-    best = provenance["bestCheckpoint"]["step"]
+    assert list((work.run_folder / "logs/tensorboard/lora").glob("events.*"))
     kept = {path.name for path in (work.run_folder / "checkpoints").iterdir()}
-    assert kept == {"step-15", "step-16", f"step-{best}"}
-    values = {measure.name: measure.value for measure in result.measures}
+    assert kept == {"step-15", "step-16", f"step-{measures_of(result)['bestStep']}"}
+    values = measures_of(result)
     assert values["steps"] == "16" and values["family"] == "transformer"
 
 
@@ -204,6 +211,42 @@ def steps_of(logs: Path) -> list[dict]:
     """The lines of metrics.jsonl about steps; those about checkpoints have a validationLoss instead."""
     lines = [json.loads(line) for line in logs.read_text().splitlines()]
     return [line for line in lines if "loss" in line]
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_ends_the_training_before_it_is_kept(workspace: Workspace) -> None:
+    """A row whose loss is no number: its step is in no checkpoint and no log, and nothing is published."""
+    tiny_training.poison(workspace, "train")
+    work = tiny_training.work_of(workspace, tiny_training.job_input())
+    with pytest.raises(UserMistake, match=r"lora\.learningRate: at step \d+ loss is nan, gradNorm is nan") as caught:
+        lora.run(work)
+    step = int(caught.value.message.split("step ")[1].split()[0])
+    kept = {path.name for path in (work.run_folder / "checkpoints").iterdir()}
+    assert step > 1 and f"step-{step - 1}" in kept and f"step-{step}" not in kept
+    assert [line["step"] for line in steps_of(work.run_folder / "logs/metrics.jsonl")] == list(range(1, step))
+    assert not workspace.path("adapters").exists()
+
+
+@pytest.mark.slow
+def test_a_validation_loss_that_is_no_number_ends_the_training_too(workspace: Workspace) -> None:
+    tiny_training.poison(workspace, "validation")
+    work = tiny_training.work_of(workspace, tiny_training.job_input())
+    with pytest.raises(UserMistake, match="at step 1 validationLoss is nan"):
+        lora.run(work)
+    assert not list((work.run_folder / "checkpoints").iterdir())
+
+
+def test_weights_that_are_no_numbers_are_not_saved(workspace: Workspace, tmp_path: Path) -> None:
+    model = lora.adapted(load(workspace), SETTINGS, packed=True)
+    weights = lora.adapter_weights(model)
+    next(iter(weights.values()))[0, 0] = math.inf
+    with pytest.raises(UserMistake, match=r"lora\.learningRate: the adapter's .*lora_A\S* is not finite"):
+        lora.save_adapter(model, weights, tmp_path / "adapter", tiny_training.job_input())
+    assert not (tmp_path / "adapter").exists()
+
+
+def measures_of(result: Result) -> dict[str, str]:
+    return {measure.name: measure.value for measure in result.measures}
 
 
 class StopAt:
@@ -241,12 +284,32 @@ def test_an_interrupted_run_ends_with_the_adapter_of_a_straight_one(tmp_path: Pa
         with pytest.raises(Stopped, match=rf"kept step {step} of 12"):
             lora.run(work)
         assert stopper.newest_checkpoint == step
-    last = lora.run(tiny_training.work_of(workspace, job, uid="halting", attempt=2))
-    assert last.artifacts == straight.artifacts
-    measures = {measure.name: measure.value for measure in last.measures}
-    assert measures["family"] == {"llama": "transformer", "mamba": "mamba"}[family]
+    for attempt in (2, 3):  # the third finds the last step's checkpoint: the second was killed behind it
+        last = lora.run(tiny_training.work_of(workspace, job, uid="halting", attempt=attempt))
+        assert last.artifacts == straight.artifacts and last.message == straight.message
+        measures, others = measures_of(last), measures_of(straight)
+        assert measures["family"] == {"llama": "transformer", "mamba": "mamba"}[family]
+        assert all(measures[name] == others[name] for name in ("steps", "firstLoss", "lastLoss", "meanLoss"))
+        assert ("tokensPerSecond" in measures) == (attempt == 2)
+        shutil.rmtree(workspace.path("adapters"))
     logs = steps_of(workspace.path("runs/halting/logs/metrics.jsonl"))
     assert [line["step"] for line in logs] == list(range(1, 13))
+
+
+@pytest.mark.slow
+def test_what_the_whole_run_lost_is_told_by_the_attempt_that_ends_it(workspace: Workspace) -> None:
+    """The measures are those of all steps in the logs, though the attempt did the last ones alone."""
+    stopper = StopAt(9)
+    work = tiny_training.work_of(workspace, tiny_training.job_input())
+    object.__setattr__(work, "progress", stopper)
+    stopper.stop = work.stop
+    with pytest.raises(Stopped):
+        lora.run(work)
+    measures = measures_of(lora.run(tiny_training.work_of(workspace, tiny_training.job_input(), attempt=2)))
+    losses = [line["loss"] for line in steps_of(work.run_folder / "logs/metrics.jsonl")]
+    assert len(losses) == 16
+    told = [float(measures[name]) for name in ("firstLoss", "lastLoss", "meanLoss")]
+    assert told == pytest.approx([losses[0], losses[-1], sum(losses) / 16], rel=1e-5)
 
 
 @pytest.mark.slow
@@ -326,6 +389,31 @@ def test_a_dead_adapter_is_refused(
         return
     with pytest.raises(UserMistake, match=r"dt_proj\.lora_"):
         audit_adapter(model, example, packed=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workspace", ["mistral", "qwen2", "qwen3", "gemma2"], indirect=True)
+def test_every_family_is_trained(workspace: Workspace) -> None:
+    """Two steps, by the stage itself: every layer that the table names learns."""
+    result = lora.run(tiny_training.work_of(workspace, tiny_training.job_input(lora={"batchSize": 16, "epochs": 1})))
+    (artifact,) = result.artifacts
+    provenance = provenance_of(workspace.path(artifact.path), artifact.path)
+    assert provenance["schedule"]["steps"] == 2 and len(provenance["liveModules"]) == 2 * 7
+    weights = load_file(workspace.path(artifact.path) / "adapter_model.safetensors")
+    assert all(bool(weight.any()) for name, weight in weights.items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize(("steps", "warm_up"), [(1, 0), (2, 1), (20, 1), (21, 2), (40, 2)])
+def test_the_warm_up_leaves_steps_to_train(steps: int, warm_up: int) -> None:
+    assert lora.warm_up_steps(steps) == warm_up
+
+
+@pytest.mark.slow
+def test_a_single_step_trains(workspace: Workspace) -> None:
+    result = lora.run(tiny_training.work_of(workspace, tiny_training.job_input(lora={"batchSize": 32, "epochs": 1})))
+    assert measures_of(result)["steps"] == "1"
+    weights = load_file(workspace.path(result.artifacts[0].path) / "adapter_model.safetensors")
+    assert all(bool(weight.any()) for name, weight in weights.items() if "lora_B" in name)
 
 
 def test_preflight_lets_through_the_families_that_have_targets() -> None:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,20 @@ def test_sigterm_reaches_every_process() -> None:
     os.kill(parent.pid, signal.SIGTERM)
     parent.join(40)
     assert parent.exitcode == 75
+
+
+def test_sigterm_while_they_start_reaches_every_process() -> None:
+    """It comes between the first child's start and the second's: both end by it, and the parent waits for them."""
+
+    def started_slowly() -> Iterator[tuple[list[str], dict[str, str]]]:
+        yield python("import time; time.sleep(60)")
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield python("import time; time.sleep(60)")
+
+    parent = multiprocessing.get_context("fork").Process(target=lambda: os._exit(ranks.supervise(started_slowly())))
+    parent.start()
+    parent.join(40)
+    assert parent.exitcode == 128 + signal.SIGTERM
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -169,6 +184,14 @@ def test_two_processes_stop_together_and_go_on_bit_for_bit(workspace: Workspace)
     halting = adapter_of(workspace, "halting")
     assert all(torch.equal(value, halting[name]) for name, value in straight.items())
     assert len(losses_of(workspace, "halting")) == len(losses_of(workspace, "straight"))
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_ends_all_at_once(workspace: Workspace) -> None:
+    """One of them alone has the row: both say so, and none waits for the other."""
+    tiny_training.poison(workspace, "train")
+    assert ended(start(workspace, job_of(2), "poisoned")) == [64, 64]
+    assert {result_of(workspace, "poisoned", index)["reason"] for index in range(2)} == {"LossNotFinite"}
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from mark_trainer import lora, tracking
 from mark_trainer.failures import UserMistake
 from mark_trainer.workspace import Workspace
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import TrainerState
 
 
 @pytest.fixture
@@ -25,6 +26,54 @@ def logged(workspace: Workspace, uid: str = "run-1") -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
+def board_of(workspace: Workspace, stage: str) -> EventAccumulator:
+    board = EventAccumulator(str(workspace.path(f"runs/run-1/logs/tensorboard/{stage}")))
+    board.Reload()
+    return board
+
+
+def keep_steps(workspace: Workspace, stage: str, steps: range) -> None:
+    """What an attempt logs that goes on behind the step before the first of these."""
+    work = tiny_training.work_of(workspace, tiny_training.job_input(), stage=stage, attempt=steps[0])
+    logs = tracking.Logs(work, done=steps[0] - 1)
+    for step in steps:
+        logs.keep(step, {"loss": step + steps[0] / 10})
+    logs.close()
+
+
+def test_a_new_attempt_takes_the_logs_up_behind_its_checkpoint(workspace: Workspace) -> None:
+    """What a killed attempt logged beyond it goes, with the line that it left torn; other stages keep theirs."""
+    keep_steps(workspace, "reward", range(1, 9))
+    keep_steps(workspace, "lora", range(1, 6))
+    with workspace.path(f"runs/run-1/logs/{tracking.METRICS_FILE}").open("a") as file:
+        file.write('{"stage": "lora", "step": 1')
+    keep_steps(workspace, "lora", range(3, 5))
+    lines = [(line["stage"], line["step"], line["attempt"]) for line in logged(workspace)]
+    assert lines == [("reward", step, 1) for step in range(1, 9)] + [
+        ("lora", step, attempt) for step, attempt in ((1, 1), (2, 1), (3, 3), (4, 3))
+    ]
+    events = board_of(workspace, "lora").Scalars("lora/loss")
+    assert [(event.step, event.value) for event in events] == [
+        (step, pytest.approx(value)) for step, value in ((1, 1.1), (2, 2.1), (3, 3.3), (4, 4.3))
+    ]
+    assert len(board_of(workspace, "reward").Scalars("reward/loss")) == 8
+
+
+@pytest.mark.parametrize(("name", "peak"), [("NVIDIA H100 80GB HBM3", 989.5), ("NVIDIA GeForce RTX 9999", None)])
+def test_mfu_is_told_where_the_peak_is_known(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, name: str, peak: float | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    work = tiny_training.work_of(workspace, tiny_training.job_input())
+    reporter = tracking.Reporter(work, [(1000, 1000)], 8_030_000_000, torch.device("cuda"), processes=1)
+    step = {"loss": 1.0, "learning_rate": 0.1, "grad_norm": 1.0}
+    reporter.on_log(None, TrainerState(global_step=1, max_steps=1), None, step)
+    reporter.logs.close()
+    (line,) = logged(workspace)
+    assert reporter.peak == (pytest.approx(peak, abs=1) if peak else None)
+    assert line.get("mfu") == (pytest.approx(line["modelTeraflops"] / peak, rel=1e-3) if peak else None)
+
+
 @pytest.mark.slow
 def test_every_measure_is_in_both_logs(workspace: Workspace) -> None:
     lora.run(tiny_training.work_of(workspace, tiny_training.job_input()))
@@ -32,8 +81,7 @@ def test_every_measure_is_in_both_logs(workspace: Workspace) -> None:
     names = {"epoch", "loss", "learningRate", "gradNorm", "tokensPerSecond"}
     names |= {"paddingShare", "memoryGiB", "modelTeraflops"}
     assert {"stage", "step", "attempt", *names} == set(steps[0])
-    board = EventAccumulator(str(workspace.path("runs/run-1/logs/tensorboard")))
-    board.Reload()
+    board = board_of(workspace, "lora")
     for name in names:
         events = board.Scalars(f"lora/{name}")
         assert [event.step for event in events] == [line["step"] for line in steps]

@@ -1,5 +1,6 @@
 """Paths that stay inside, files that are whole or absent, folders that are published in one rename."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -66,6 +67,8 @@ def test_published_folders_verify_and_are_named_by_their_content(workspace: Work
         (lambda folder: (folder / "rows.jsonl").unlink(), "rows.jsonl: is missing"),
         (lambda folder: (folder / "manifest.json").unlink(), "has no manifest.json"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json: is no JSON"),
+        (lambda folder: (folder / "manifest.json").write_text("{}"), "manifest.json: does not list its files"),
+        (lambda folder: (folder / "more.jsonl").write_text("{}"), "more.jsonl: is not in manifest.json"),
     ],
 )
 def test_a_harmed_folder_is_not_taken_for_whole(
@@ -75,6 +78,16 @@ def test_a_harmed_folder_is_not_taken_for_whole(
     harm(workspace.path(published.path))
     with pytest.raises(BadData, match=words):
         verify_folder(workspace.path(published.path), published.path)
+
+
+def test_the_digest_is_that_of_the_whole_manifest(workspace: Workspace) -> None:
+    """So nothing that it says of where the files come from can be changed without another digest."""
+    first = publish(workspace, staged(workspace), "datasets", {"settings": {"limitTokens": 100}})
+    other = publish(workspace, staged(workspace), "datasets", {"settings": {"limitTokens": 101}})
+    manifest = workspace.path(first.path) / "manifest.json"
+    assert first.digest == hashlib.sha256(manifest.read_bytes()).hexdigest() != other.digest
+    manifest.write_text(manifest.read_text().replace("100", "101"))
+    assert verify_folder(workspace.path(first.path), first.path) == other.digest
 
 
 @pytest.mark.parametrize("step", ["_sync_file", "write_json", "file_digest"])

@@ -4,6 +4,7 @@ The last ones are kept, and the one of the lowest loss. It must not know what th
 """
 
 import logging
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -38,20 +39,18 @@ def publish(staged: Path, folder: Path, step: int, provenance: dict[str, str], l
 
 def best(folder: Path) -> dict[str, Any] | None:
     """Step and loss of the checkpoint with the lowest loss, the earlier of equals; None where none was measured."""
-    measured = [
-        (found["loss"], found["step"])
-        for path in _by_step(folder)
-        if (path / MANIFEST).is_file() and (found := _provenance(path)).get("loss") is not None
-    ]
+    measured = [(loss, step_of(path)) for path in _by_step(folder) if (loss := _loss(path)) is not None]
     loss, step = min(measured, default=(None, None))
     return None if step is None else {"step": step, "loss": loss}
 
 
-def _provenance(path: Path) -> dict[str, Any]:
+def _loss(path: Path) -> float | None:
+    """The checkpoint's loss; None where none was measured, it is not finite, or there is no sound manifest."""
     try:
-        return provenance_of(path, path.name)
-    except BadData:  # a broken manifest: the checkpoint is passed over when it would be used
-        return {}
+        loss = provenance_of(path, path.name).get("loss")
+    except BadData:  # the checkpoint is passed over when it would be used
+        return None
+    return loss if isinstance(loss, int | float) and math.isfinite(loss) else None
 
 
 def newest_after_clearing(staged: Path, folder: Path, provenance: dict[str, str]) -> Path | None:

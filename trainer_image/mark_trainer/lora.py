@@ -30,7 +30,7 @@ from mark_trainer.answer_loss import use_answer_loss
 from mark_trainer.audit import audit_adapter, audit_examples, audit_packing
 from mark_trainer.base_model import BaseModel
 from mark_trainer.dataset import TRAIN_FILE, VALIDATION_FILE, Encoded, Example, encode_rows, read_rows, training_order
-from mark_trainer.failures import MachineTrouble, Stopped, UserMistake
+from mark_trainer.failures import Stopped, UserMistake
 from mark_trainer.likelihood import IGNORED
 from mark_trainer.packed_attention import can_pack, use_packed_attention
 from mark_trainer.passes import Passes, PassSet, collate
@@ -119,13 +119,14 @@ def run(work: Work) -> Result:
     staged = work.run_folder / "tmp" / f"checkpoint-attempt-{work.attempt}"
     trainer = make_trainer(model, base, settings, dealt, encoded.examples, output=staged, strategy=job.distributed)
     parameters = sum(weight.numel() for name, weight in model.named_parameters() if "lora_" not in name)
-    reporter = Reporter(work, dealt.slots(lengths), parameters, device, rank.processes) if rank.first else None
+    resume = ranks.of_first(rank, lambda: checkpoints.newest_after_clearing(staged, folder, provenance))
+    done = 0 if resume is None else checkpoints.step_of(resume)
+    reporter = Reporter(work, dealt.slots(lengths), parameters, device, rank.processes, done) if rank.first else None
     measure = ValidationLoss(validation.examples, base.tokenizer.pad_token_id, settings.batch_size, packed)
     keeper = Keeper(work, rank, folder, staged, provenance, steps, measure, reporter)
-    for callback in [reporter, keeper]:
+    for callback in [keeper, reporter]:  # what is not finite is neither kept nor logged
         if callback is not None:
             trainer.add_callback(callback)
-    resume = ranks.of_first(rank, lambda: checkpoints.newest_after_clearing(staged, folder, provenance))
     if resume is not None and rank.first:
         print(f"lora: goes on from {resume.name} of {steps} steps", flush=True)
     work_lost = "no step was done" if resume is None else f"{resume.name} is the last checkpoint"
@@ -134,15 +135,13 @@ def run(work: Work) -> Result:
         raise Stopped(
             "Stopped", f"lora was asked to end before its first step; {work_lost}, the next attempt goes on there"
         )
-    outcome = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if reporter is not None:
         reporter.logs.close()
     if trainer.state.global_step < steps:
         raise Stopped(
             "StoppedAfterCheckpoint", f"lora was asked to end and kept step {trainer.state.global_step} of {steps}"
         )
-    if not math.isfinite(outcome.training_loss):
-        raise MachineTrouble("LossNotFinite", "lora: the loss became infinite or no number; lower lora.learningRate")
 
     # ---- publication ------------------------------------------------------------------------------------------------
     weights = adapter_weights(model)
@@ -161,7 +160,6 @@ def run(work: Work) -> Result:
         "precision": str(dtype).removeprefix("torch."),
         "processes": {"count": rank.processes, "strategy": job.distributed.strategy},
         "passes": {"packed": packed, "ofAStep": dealt.a_step * rank.processes},
-        "bestCheckpoint": checkpoints.best(folder),
         "examples": {
             "trained": findings.examples,
             "retrieved": sum(example.form == "retrieved" for example in encoded.examples),
@@ -177,7 +175,9 @@ def run(work: Work) -> Result:
         "versions": versions(),
     }
     published = publish(work.workspace, unpublished, ADAPTERS_FOLDER, manifest)
-    first, last = reporter.losses[0], reporter.losses[-1]
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]  # of earlier attempts too
+    first, last = losses[0], losses[-1]
+    best = checkpoints.best(folder)
     return work.done(
         "Trained",
         f"{steps} steps on {findings.examples} rows; the loss went from {first:.3f} to {last:.3f}; "
@@ -190,10 +190,11 @@ def run(work: Work) -> Result:
         rowsTooLong=len(encoded.too_long),
         firstLoss=first,
         lastLoss=last,
-        meanLoss=float(outcome.training_loss),
+        meanLoss=sum(losses) / len(losses),
+        **({"bestStep": best["step"], "bestValidationLoss": best["loss"]} if best else {}),
         trainedTokenShare=findings.trained_share,
         adapterParameters=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        tokensPerSecond=reporter.tokens_per_second,
+        **({"tokensPerSecond": reporter.tokens_per_second} if done < steps else {}),
         seconds=round(time.monotonic() - started, 1),
     )
 
@@ -315,6 +316,7 @@ def make_trainer(
         eval_strategy="no",
         logging_steps=1,
         logging_first_step=True,
+        logging_nan_inf_filter=False,  # it would log a mean in place of what is not finite
         report_to="none",  # Reporter writes the logs and reports progress; transformers' own callback stays off
         disable_tqdm=True,
         dataloader_num_workers=0,
@@ -365,7 +367,8 @@ def deepspeed_settings(distributed: Distributed) -> dict[str, Any] | None:
 
 
 def warm_up_steps(steps: int) -> int:
-    return math.ceil(steps * WARM_UP_SHARE)
+    """Steps before the learning rate is at its peak; the first of them is at zero, so one is left to train."""
+    return min(math.ceil(steps * WARM_UP_SHARE), steps - 1)
 
 
 def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
@@ -387,8 +390,24 @@ def gathered(weights: list[torch.nn.Parameter]) -> Iterator[None]:
         yield
 
 
+def refuse_not_finite(step: int, **measures: float) -> None:
+    """Ends a training whose measures at a step are not all finite numbers. Another attempt would come to the same."""
+    wrong = [f"{name} is {value}" for name, value in measures.items() if not math.isfinite(value)]
+    if wrong:
+        raise UserMistake(
+            "LossNotFinite",
+            f"lora.learningRate: at step {step} {', '.join(wrong)}; lower it, or look for what is wrong with baseModel",
+        )
+
+
 def save_adapter(model: PeftModel, weights: dict[str, torch.Tensor], folder: Path, job: JobInput) -> None:
     """Adapter weights and configuration; the base model is named as in the spec, not by a path of this machine."""
+    wrong = [name for name, weight in weights.items() if not torch.isfinite(weight).all()]
+    if wrong:
+        raise UserMistake(
+            "WeightsNotFinite",
+            f"lora.learningRate: the adapter's {wrong[0]} is not finite; lower it",
+        )
     model.peft_config["default"].base_model_name_or_path = job.base_model.path or job.base_model.hugging_face_id
     # save_embedding_layers: whether to do so would otherwise be looked up on the hub
     model.save_pretrained(
@@ -439,7 +458,8 @@ class ValidationLoss:
 
 
 class Keeper(TrainerCallback):
-    """Decides when a checkpoint is written, seals it, and stops the training when a Pod is asked to end."""
+    """Decides when a checkpoint is written, seals it, and stops the training: when a Pod is asked to end, and at the
+    first measure that is not finite, before anything of that step is kept."""
 
     def __init__(
         self,
@@ -469,10 +489,23 @@ class Keeper(TrainerCallback):
             control.should_training_stop = True
         return control
 
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if logs and "loss" in logs:  # means over all processes, so that all of them end here
+            refuse_not_finite(state.global_step, loss=logs["loss"], gradNorm=float(logs["grad_norm"]))
+
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: PeftModel, **_: Any
     ) -> None:
         loss = self.measure(model)
+        if loss is not None:
+            refuse_not_finite(state.global_step, validationLoss=loss)
         ranks.wait_for_all(self.rank)  # each process wrote its part
         if self.reporter is not None:
             written = self.staged / f"checkpoint-{state.global_step}"

@@ -1,5 +1,5 @@
 """Folders that other runs rely on: a manifest with the digest of every file, written last, and one rename that makes
-them visible.
+them visible. A folder's digest is the sha256 of its manifest, so it stands for the files and for where they come from.
 
 It must not know what the files mean.
 """
@@ -11,8 +11,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from mark_crds.job_input import digest_of
 
 from mark_trainer.failures import BadData
 from mark_trainer.workspace import Workspace, read_json, sync_folder, write_json
@@ -39,28 +37,44 @@ def write_manifest(folder: Path, provenance: dict[str, Any]) -> str:
     files = {path.relative_to(folder).as_posix(): file_digest(path) for path in _files(folder)}
     for path in _files(folder):
         _sync_file(path)
-    digest = digest_of(files)
-    write_json(folder / MANIFEST, {"formatVersion": 1, "digest": digest, "files": files, "provenance": provenance})
-    return digest
+    write_json(folder / MANIFEST, {"formatVersion": 2, "files": files, "provenance": provenance})
+    return file_digest(folder / MANIFEST)
 
 
 def verify_folder(folder: Path, name: str) -> str:
     """The digest of a published folder; raises BadData, naming the file, when anything differs from its manifest."""
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        raise BadData("NotPublished", f"{name}: has no {MANIFEST}; it was not written whole, make it again")
-    files = read_json(manifest, f"{name}/{MANIFEST}")["files"]
-    for relative, digest in sorted(files.items()):
-        path = folder / relative
-        if not path.is_file() or file_digest(path) != digest:
-            state = "differs from" if path.is_file() else "is missing though it is in"
-            raise BadData("DigestDiffers", f"{name}/{relative}: {state} {MANIFEST}; make {name} again")
-    return digest_of(files)
+    listed = read_manifest(folder, name)["files"]
+    there = {path.relative_to(folder).as_posix() for path in _files(folder)}
+    for relative in sorted(there | listed.keys()):
+        if relative not in there:
+            state = "is missing though it is in"
+        elif relative not in listed:
+            state = "is not in"
+        elif file_digest(folder / relative) != listed[relative]:
+            state = "differs from"
+        else:
+            continue
+        raise BadData("DigestDiffers", f"{name}/{relative}: {state} {MANIFEST}; make {name} again")
+    return file_digest(folder / MANIFEST)
 
 
 def provenance_of(folder: Path, name: str) -> dict[str, Any]:
     """What the folder's manifest says about where it came from."""
-    return dict(read_json(folder / MANIFEST, f"{name}/{MANIFEST}")["provenance"])
+    return dict(read_manifest(folder, name)["provenance"])
+
+
+def read_manifest(folder: Path, name: str) -> dict[str, Any]:
+    """The folder's manifest; raises BadData unless it lists files and says where they come from."""
+    if not (folder / MANIFEST).is_file():
+        raise BadData("NotPublished", f"{name}: has no {MANIFEST}; it was not written whole, make it again")
+    found = read_json(folder / MANIFEST, f"{name}/{MANIFEST}")
+    parts = [found.get(part) for part in ("files", "provenance")] if isinstance(found, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts):
+        raise BadData(
+            "NotPublished",
+            f"{name}/{MANIFEST}: does not list its files and where they come from; make {name} again",
+        )
+    return dict(found)
 
 
 def publish(workspace: Workspace, staged: Path, parent: str, provenance: dict[str, Any]) -> Published:

@@ -9,8 +9,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -85,21 +86,25 @@ def start(job: JobInput, stage: str, command: Sequence[str]) -> int | None:
     return None
 
 
-def supervise(processes: Sequence[tuple[Sequence[str], Mapping[str, str]]]) -> int:
+def supervise(processes: Iterable[tuple[Sequence[str], Mapping[str, str]]]) -> int:
     """Runs the processes side by side; returns 0, or the exit code of the first that failed, after ending the rest.
 
-    SIGTERM is passed on to each, so that all of them save and leave together.
+    SIGTERM is passed on to each, so that all of them save and leave together; one that comes while they start, once all
+    have started.
     """
-    children = [subprocess.Popen(command, env=environment) for command, environment in processes]
-    before = signal.signal(signal.SIGTERM, lambda *_: _send(children, signal.SIGTERM))
+    children: list[subprocess.Popen[bytes]] = []
+    asked = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
     try:
+        for command, environment in processes:
+            children.append(subprocess.Popen(command, env=environment))
         failed = 0
         while not failed and any(child.poll() is None for child in children):
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            _pass_on(asked, children)
             failed = next((child.returncode for child in children if child.poll()), 0)
         deadline = time.monotonic() + SECONDS_TO_END
         while failed and any(child.poll() is None for child in children) and time.monotonic() < deadline:
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            _pass_on(asked, children)
         return 128 - failed if failed < 0 else failed
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -111,6 +116,14 @@ def supervise(processes: Sequence[tuple[Sequence[str], Mapping[str, str]]]) -> i
 def command_again(arguments: Sequence[str] | None) -> list[str]:
     """The command line that runs the trainer with these arguments, else this process's own, in another process."""
     return [sys.executable, "-m", "mark_trainer", *(sys.argv[1:] if arguments is None else arguments)]
+
+
+def _pass_on(asked: threading.Event, children: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """Waits a moment, and tells the children what was asked meanwhile."""
+    time.sleep(_SECONDS_BETWEEN_LOOKS)
+    if asked.is_set():
+        asked.clear()
+        _send(children, signal.SIGTERM)
 
 
 def _send(children: Sequence["subprocess.Popen[bytes]"], number: signal.Signals) -> None:

@@ -29,27 +29,32 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl.trainer.utils import get_peak_flops
 
 from mark_trainer.failures import MachineTrouble, UserMistake
-from mark_trainer.workspace import Work
+from mark_trainer.workspace import Work, write_file
 
 FLOPS_A_TOKEN_AND_WEIGHT = 4
 METRICS_FILE = "metrics.jsonl"
 
 
 class Logs:
-    """The logs of a run, as one stage writes them."""
+    """The logs of a run, as one stage writes them.
 
-    def __init__(self, work: Work) -> None:
+    `done` steps are in the checkpoint that this attempt goes on from; what a killed one logged beyond it is dropped.
+    """
+
+    def __init__(self, work: Work, *, done: int) -> None:
         self._work = work
         logs = work.run_folder / "logs"
         logs.mkdir(exist_ok=True)
+        drop_behind(logs / METRICS_FILE, work.stage, done)
         self._file = (logs / METRICS_FILE).open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(logs / "tensorboard"))
+        self._board = SummaryWriter(str(logs / "tensorboard" / work.stage), purge_step=done + 1)
         self._wandb = start_wandb(work, logs)
 
     def keep(self, step: int, measures: Mapping[str, float]) -> None:
         """Writes measures of a step to every log."""
         stage, attempt = self._work.stage, self._work.attempt
-        self._file.write(json.dumps({"stage": stage, "step": step, "attempt": attempt, **measures}) + "\n")
+        line = json.dumps({"stage": stage, "step": step, "attempt": attempt, **measures}, allow_nan=False)
+        self._file.write(line + "\n")
         self._file.flush()
         for name, value in measures.items():
             self._board.add_scalar(f"{stage}/{name}", value, step)
@@ -63,11 +68,32 @@ class Logs:
             self._wandb.finish()
 
 
+def drop_behind(file: Path, stage: str, done: int) -> None:
+    """Drops the stage's lines about steps beyond `done`, and a line that was cut off as it was written."""
+    if file.exists():
+        lines = file.read_text(encoding="utf-8").split("\n")
+        write_file(file, "".join(line + "\n" for line in lines if _stays(line, stage, done)))
+
+
+def _stays(line: str, stage: str, done: int) -> bool:
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return entry.get("stage") != stage or entry["step"] <= done
+
+
 class Reporter(TrainerCallback):
     """Writes every step to the logs and tells the progress."""
 
     def __init__(
-        self, work: Work, slots: list[tuple[int, int]], parameters: int, device: torch.device, processes: int
+        self,
+        work: Work,
+        slots: list[tuple[int, int]],
+        parameters: int,
+        device: torch.device,
+        processes: int,
+        done: int = 0,
     ) -> None:
         self.work = work
         self.slots = slots
@@ -75,10 +101,9 @@ class Reporter(TrainerCallback):
         self.device = device
         self.peak = peak_teraflops(device)
         self.epochs = work.job_input.lora.epochs
-        self.losses: list[float] = []
         self.tokens_per_second = 0.0
-        self.logs = Logs(work)
-        self._begun = (time.monotonic(), 0)  # time and step at which this attempt began
+        self.logs = Logs(work, done=done)
+        self._begun = (time.monotonic(), done)  # time and step at which this attempt began
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._begun = (time.monotonic(), state.global_step)
@@ -112,7 +137,6 @@ class Reporter(TrainerCallback):
             "modelTeraflops": teraflops,
             **({"mfu": teraflops / self.peak} if self.peak else {}),
         }
-        self.losses.append(progress["loss"])
         self.logs.keep(state.global_step, progress | machine)
         self.work.progress.report(state.global_step, state.max_steps, **progress)
 

@@ -172,7 +172,7 @@ def read_json(path: Path, name: str) -> Any:
     """The content of a JSON file; `name` is what an error calls it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadData("InvalidJson", f"{name}: is no JSON ({error}); write or copy the file again") from error
 
 

@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
 import click
-from mark_crds.job_input import digest_of
 
 from mark_operator.cli.errors import ClusterError, NotFoundError, RefusedError
 from mark_operator.cli.options import Connection, connection_options, kind_option, say
@@ -121,24 +120,32 @@ def _require_announced(made: Json, files: list[File]) -> None:
 
 
 def check_folder(made: Json, staged: Path, files: list[File]) -> None:
-    """A folder's digest is that of the listing in its manifest, which names every other file with its sha256."""
+    """A folder's digest is the sha256 of its manifest, which names every other file with its sha256."""
     if not staged.is_dir():
         return
-    try:
-        manifest = json.loads((staged / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise ClusterError(f"{made['path']}: has no readable {MANIFEST}") from error
-    if digest_of(manifest["files"]) != made["digest"]:
-        raise _changed(made, digest_of(manifest["files"]))
-    have = {file.name: file.digest for file in files if file.name != MANIFEST}
-    wrong = sorted(
-        name for name in have.keys() | manifest["files"].keys() if have.get(name) != manifest["files"].get(name)
-    )
+    have = {file.name: file.digest for file in files}
+    digest = have.pop(MANIFEST, None)
+    if digest is not None and digest != made["digest"]:
+        raise _changed(made, digest)
+    listed = _files_of(staged / MANIFEST)
+    if listed is None:
+        raise ClusterError(f"{made['path']}: has no readable {MANIFEST}")
+    wrong = sorted(name for name in have.keys() | listed.keys() if have.get(name) != listed.get(name))
     if wrong:
         raise RefusedError(
             f"{made['path']}/{wrong[0]}: does not agree with {MANIFEST}",
             "it was changed after the run; nothing was copied",
         )
+
+
+def _files_of(manifest: Path) -> Json | None:
+    """The digests that a manifest names; None where there is no manifest that names any."""
+    try:
+        found = json.loads(manifest.read_text())
+    except (OSError, ValueError):
+        return None
+    files = found.get("files") if isinstance(found, dict) else None
+    return files if isinstance(files, dict) else None
 
 
 def _changed(made: Json, digest: str) -> RefusedError:
