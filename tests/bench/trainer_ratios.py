@@ -346,7 +346,7 @@ def ingest(root: Path) -> Iterator[Line]:
         """With the second reader on one page of each document, as by default."""
         began, pages = time.process_time(), 0
         for file in files:
-            agreements = cross_check_document((str(file), 1))
+            agreements = cross_check_document(1, (str(file), file.name))
             assert agreements
             document = read_document((str(file), file.name))
             assert isinstance(document, Document)
