@@ -87,7 +87,7 @@ def test_what_dies_beside_kopf_ends_all(
 
 
 def test_an_operator_whose_clock_dies_ends_to_be_started_afresh(
-    api_server: Any, namespace: str, monkeypatch: pytest.MonkeyPatch
+    api_server: Any, namespace: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def tick(_: Health) -> None:
         await asyncio.sleep(1)
@@ -95,7 +95,9 @@ def test_an_operator_whose_clock_dies_ends_to_be_started_afresh(
 
     monkeypatch.setenv("KUBECONFIG", str(api_server.kubeconfig()))
     monkeypatch.setattr(Health, "tick", tick)
+    monkeypatch.setattr(Cluster, "connect", lambda answered: connected(api_server))
     assert asyncio.run(asyncio.wait_for(serve(scope(namespace)), 40)) == 1
+    assert "BrokenError" in caplog.text
 
 
 def test_a_list_counts_runs_and_queues_models_too(api_server: Any, namespace: str, bench: Any) -> None:
