@@ -110,7 +110,7 @@ def run(work: Work) -> Result:
     if "before" not in trainer.history:
         trainer.history["before"] = held_out_measures(trainer, held_out, work.raise_if_stopped)
     work.progress.report(done, steps)
-    with contextlib.closing(Logs(work)) as logs:
+    with contextlib.closing(Logs(work, done=done)) as logs:
         for step in range(done, steps):
             leave_if_asked = functools.partial(keeper.leave_if_asked, step)
             leave_if_asked()

@@ -406,7 +406,7 @@ def learn(work: Work, learner: Learner, keeping: Keeping) -> None:
     if resume is not None:
         learner.load(resume)
         print(f"reward: goes on from {resume.name} of {learner.steps} steps", flush=True)
-    logs = Logs(work)
+    logs = Logs(work, done=learner.step)
     try:
         work.progress.report(learner.step, learner.steps)
         every, kept_at = max(1, learner.steps // CHECKPOINTS_OF_A_RUN), time.monotonic()
