@@ -65,9 +65,14 @@ def test_from_documents_to_an_adapter_that_a_reward_model_has_judged(tmp_path: P
         "reward": {"epochs": 1, "rank": 4, "alpha": 8},
         "ppo": {"steps": 1, "rolloutsPerStep": 8, "epochsPerStep": 1, "minibatchSize": 4},
     }
-    lora = {"epochs": 1, "rank": 4, "learningRate": "0.01", "maxLength": 200}
-    stages = ["ingest", "dataPrep", "lora", "reward", "ppo", "eval"]
-    workspace = write_local_run(tmp_path, stages=stages, lora=lora, rlhf=rlhf)
+    lora = {"epochs": 1, "rank": 4, "learningRate": "0.01", "gradientAccumulationSteps": 1, "maxLength": 256}
+    spec = {
+        "stages": ["ingest", "dataPrep", "lora", "reward", "ppo", "eval"],
+        "lora": lora,
+        "rlhf": rlhf,
+        "evaluation": {"maxItems": 4, "maxNewTokens": 96},  # the room for whole sentences behind full prompts
+    }
+    workspace = write_local_run(tmp_path, **spec)
     plan_and_confirm(tmp_path)
     (report,) = (workspace / "reports").glob("eval_contracts-lora_*.json")
     measured = json.loads(report.read_text())["adapter"]

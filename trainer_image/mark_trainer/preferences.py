@@ -161,7 +161,8 @@ def audit_pairs(training: Sequence[EncodedPair], held_out: Sequence[EncodedPair]
         if not pairs:
             raise UserMistake(
                 "NoPairFits",
-                f"lora.maxLength: no pair to {name} fits; raise it, or shorten passages and answers",
+                f"evaluation.maxNewTokens: no pair to {name} fits; raise it, since it is the room for an answer behind "
+                "a full prompt, or raise lora.maxLength",
             )
     for encoded in (*training, *held_out):
         name = f"the pair of {encoded.pair.question[:80]!r}"
