@@ -7,7 +7,7 @@ import tiny_training
 import torch
 from mark_crds.job_output import Artifact
 from mark_trainer import policy_step, rollouts
-from mark_trainer.failures import Failure, MachineTrouble, UserMistake
+from mark_trainer.failures import Failure, UserMistake
 from mark_trainer.policy_step import Experience, PolicyTrainer, chosen_prompts, minibatches
 from mark_trainer.rollouts import Rollout
 from mark_trainer.workspace import Workspace
@@ -220,8 +220,8 @@ def gradient_without_number(made: Made, monkeypatch: pytest.MonkeyPatch) -> None
         (other_temperature, UserMistake, "DrawnOtherwise"),
         (policy_that_moved, UserMistake, "PolicyMoved"),
         (nothing_to_gain, UserMistake, "DeadAdapter"),
-        (score_without_number, MachineTrouble, "NotFinite"),
-        (gradient_without_number, MachineTrouble, "NotFinite"),
+        (score_without_number, UserMistake, "NotFinite"),
+        (gradient_without_number, UserMistake, "NotFinite"),
     ],
 )
 def test_what_cannot_be_right_ends_the_stage(

@@ -52,6 +52,7 @@ TARGET_MODULES = {
     "mamba": ("in_proj",),
 }
 
+RATE = "lora.learningRate"
 WARM_UP_SHARE = 0.05
 SECONDS_BETWEEN_CHECKPOINTS = 300.0
 CHECKPOINTS_OF_A_RUN = 10  # at least, beside those by time: what a stop can cost stays below a tenth
@@ -390,13 +391,14 @@ def gathered(weights: list[torch.nn.Parameter]) -> Iterator[None]:
         yield
 
 
-def refuse_not_finite(step: int, **measures: float) -> None:
-    """Ends a training whose measures at a step are not all finite numbers. Another attempt would come to the same."""
+def refuse_not_finite(rate: str, step: int, **measures: float) -> None:
+    """Ends a training whose measures at a step are not all finite numbers; `rate` is the field with its learning rate.
+    Another attempt would come to the same."""
     wrong = [f"{name} is {value}" for name, value in measures.items() if not math.isfinite(value)]
     if wrong:
         raise UserMistake(
             "LossNotFinite",
-            f"lora.learningRate: at step {step} {', '.join(wrong)}; lower it, or look for what is wrong with baseModel",
+            f"{rate}: at step {step} {', '.join(wrong)}; lower it, or look for what is wrong with baseModel",
         )
 
 
@@ -406,7 +408,7 @@ def save_adapter(model: PeftModel, weights: dict[str, torch.Tensor], folder: Pat
     if wrong:
         raise UserMistake(
             "WeightsNotFinite",
-            f"lora.learningRate: the adapter's {wrong[0]} is not finite; lower it",
+            f"{RATE}: the adapter's {wrong[0]} is not finite; lower it",
         )
     model.peft_config["default"].base_model_name_or_path = job.base_model.path or job.base_model.hugging_face_id
     # save_embedding_layers: whether to do so would otherwise be looked up on the hub
@@ -498,14 +500,14 @@ class Keeper(TrainerCallback):
         **_: Any,
     ) -> None:
         if logs and "loss" in logs:  # means over all processes, so that all of them end here
-            refuse_not_finite(state.global_step, loss=logs["loss"], gradNorm=float(logs["grad_norm"]))
+            refuse_not_finite(RATE, state.global_step, loss=logs["loss"], gradNorm=float(logs["grad_norm"]))
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: PeftModel, **_: Any
     ) -> None:
         loss = self.measure(model)
         if loss is not None:
-            refuse_not_finite(state.global_step, validationLoss=loss)
+            refuse_not_finite(RATE, state.global_step, validationLoss=loss)
         ranks.wait_for_all(self.rank)  # each process wrote its part
         if self.reporter is not None:
             written = self.staged / f"checkpoint-{state.global_step}"

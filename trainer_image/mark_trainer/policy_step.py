@@ -17,7 +17,7 @@ from mark_crds.stages import Ppo
 from safetensors.torch import load_file, save_file
 
 from mark_trainer import policy_loss
-from mark_trainer.failures import MachineTrouble, UserMistake
+from mark_trainer.failures import UserMistake
 from mark_trainer.prompts import PromptBuilder
 from mark_trainer.roles import Roles
 from mark_trainer.rollouts import Rollout, draw_rollouts, passes_of, show
@@ -301,4 +301,8 @@ def refuse_unlike_drawing(experiences: Sequence[Experience], slack: float) -> No
 
 def refuse_no_number(values: torch.Tensor, name: str) -> None:
     if not bool(torch.isfinite(values).all()):
-        raise MachineTrouble("NotFinite", f"ppo: {name} became infinite or no number; lower rlhf.ppo.learningRate")
+        raise UserMistake(
+            "NotFinite",
+            f"rlhf.ppo.learningRate: {name} became infinite or no number, and would again; lower it, or look for what "
+            "is wrong with baseModel",
+        )

@@ -29,7 +29,7 @@ from mark_trainer import base_model, checkpoints, preferences, statistics
 from mark_trainer.audit import live_modules
 from mark_trainer.base_model import BaseModel
 from mark_trainer.dataset import training_order
-from mark_trainer.failures import BadData, MachineTrouble, Stopped, UserMistake
+from mark_trainer.failures import BadData, Stopped, UserMistake
 from mark_trainer.lora import (
     CHECKPOINTS_OF_A_RUN,
     SECONDS_BETWEEN_CHECKPOINTS,
@@ -37,6 +37,7 @@ from mark_trainer.lora import (
     device_of,
     number_type,
     prompt_limit,
+    refuse_not_finite,
     versions,
     warm_up_steps,
 )
@@ -137,12 +138,11 @@ def run(work: Work) -> Result:
         },
         "offset": {"value": float(scorer.head.offset), "answers": min(len(training), OFFSET_ANSWERS)},
         "heldOut": learned,
-        "bestCheckpoint": checkpoints.best(folder),
         "liveModules": list(live),
         "versions": versions(),
     }
     published = publish(work.workspace, unpublished, REWARD_MODELS_FOLDER, manifest)
-    accuracy = learned["accuracy"]
+    accuracy, best = learned["accuracy"], checkpoints.best(folder)
     by_whom = "judged by people" if source.source == "people" else "made by rules, not by people"
     return work.done(
         "Trained",
@@ -160,6 +160,7 @@ def run(work: Work) -> Result:
         **{name: accuracy[end] for name, end in ACCURACY if accuracy[end] is not None},
         margin=learned["margin"]["value"],
         longerChosen=learned["longerChosen"],
+        **({"bestStep": best["step"], "bestValidationLoss": best["loss"]} if best else {}),
         tokensPerSecond=learner.tokens_per_second,
         seconds=round(time.monotonic() - started, 1),
     )
@@ -323,11 +324,7 @@ class Learner:
             loss += part.item()
             margins.append(found.detach())
         gradient = torch.nn.utils.clip_grad_norm_(self.weights.values(), 1.0).item()
-        if not math.isfinite(loss) or not math.isfinite(gradient):
-            raise MachineTrouble(
-                "LossNotFinite",
-                "reward: the loss or its gradient became infinite or no number; lower rlhf.reward.learningRate",
-            )
+        refuse_not_finite("rlhf.reward.learningRate", self.step + 1, loss=loss, gradNorm=gradient)
         rate = self.schedule.get_last_lr()[0]
         self.optimizer.step()
         self.schedule.step()
