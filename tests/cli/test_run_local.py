@@ -281,13 +281,13 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_same_command_goes_on(
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as child:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while len(calls(workspace)) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(0.3)
         second = run("--stage", "ingest", "--confirm")
         os.killpg(child.pid, signal.SIGINT)
-        out, err = child.communicate(timeout=30)
+        out, err = child.communicate(timeout=120)
     assert second.code == 3
     assert "is running already, as process" in second.err
     assert child.returncode == 130, err
