@@ -90,7 +90,7 @@ class OperatorProcess:
         lines = self.log.splitlines()
         bare = "\n".join(line for line in lines if not line.startswith("{"))
         caught = [json.loads(line).get("error", "") for line in lines if line.startswith("{")]
-        kinds = [*(EXCEPTION.findall(error)[-1] for error in caught if error), *EXCEPTION.findall(bare)]
+        kinds = [*((EXCEPTION.findall(error) or ["(nameless)"])[-1] for error in caught if error), *EXCEPTION.findall(bare)]
         return Counter(kind.rsplit(".", 1)[-1] for kind in kinds)
 
     async def hand_over(self, **settings: Any) -> None:
