@@ -2,9 +2,7 @@
 Each handler only says which run to look at; kopf writes nothing on any object."""
 
 import dataclasses
-import hashlib
 import itertools
-import json
 import random
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -13,11 +11,9 @@ from typing import Any
 import kopf
 from mark_crds import names
 
-from mark_operator.seen import TOLD_BY_TRAINERS, RunKey, is_settled, key_from_labels
+from mark_operator.seen import RunKey, essence, is_settled, key_from_labels
 
 CREDENTIALS_LAST = timedelta(minutes=10)
-# What the API server changes at every write, whatever is written.
-BOOKKEEPING = ("resourceVersion", "managedFields")
 CHILDREN = (("batch", "v1", "jobs"), ("", "v1", "pods"))
 
 
@@ -41,7 +37,7 @@ class Attention:
             return
         self._settled.discard(uid)
         if event != "DELETED":
-            self._essences[uid] = _essence(body)
+            self._essences[uid] = essence(body)
         if event != "MODIFIED" or (before != self._essences[uid] and not self._wrote(key, body)):
             self._look_at(key)
 
@@ -53,17 +49,6 @@ class Attention:
         created = event == "ADDED" and body["kind"] == "Job"
         if key is not None and not created and labels.get(names.RUN_UID_LABEL) not in self._settled:
             self._look_at(key)
-
-
-def _essence(body: Mapping[str, Any]) -> bytes:
-    """A digest of all in a run that a pass may act on. Progress counts for one that is said to make none: a look takes
-    that back at once."""
-    metadata = {name: value for name, value in body["metadata"].items() if name not in BOOKKEEPING}
-    status = body.get("status", {})
-    silent = any(condition["reason"] == "NoProgress" for condition in status.get("conditions", ()))
-    left_out = () if silent else TOLD_BY_TRAINERS
-    parts = [metadata, body.get("spec", {}), {name: value for name, value in status.items() if name not in left_out}]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).digest()
 
 
 def registry(attention: Attention, heard: Callable[[], None]) -> kopf.OperatorRegistry:

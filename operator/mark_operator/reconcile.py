@@ -24,7 +24,7 @@ from mark_operator.run.plan import Rendering
 from mark_operator.run.usage import ended_attempts, gpu_seconds
 from mark_operator.run.view import View, is_terminal, status_of
 from mark_operator.run.waiting import unusable
-from mark_operator.seen import TOLD_BY_TRAINERS, Body, Findings, RunKey, Seen, owned_by
+from mark_operator.seen import TOLD_BY_TRAINERS, Body, Findings, RunKey, Seen, essence, owned_by
 from mark_operator.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -263,7 +263,7 @@ class Reconciler:
             },
             "status": {field: value for field, value in status.to_dict().items() if field not in TOLD_BY_TRAINERS},
         }
-        written = await self._cluster.apply_status(body)
+        written = await self._apply_status(seen, body)
         self._written[seen.key] = written["metadata"]["resourceVersion"]
         self._count(view, status)
         events = rules.events(old, status)
@@ -271,6 +271,18 @@ class Reconciler:
             log.info("%s: %s", event.reason, event.message, extra={"run": str(seen.key)})
         await asyncio.gather(*(self._tell(seen.key, seen.run, event) for event in events))
         return written
+
+    async def _apply_status(self, seen: Seen, body: Body) -> Body:
+        """Write on the run as it was read. What its trainer told meanwhile is no reason to decide anew: on a busy API
+        server the next word would come before that decision, too."""
+        try:
+            return await self._cluster.apply_status(body)
+        except ApiError as error:
+            now = await self._cluster.get(*seen.key) if error.reason == "Conflict" else None
+            if now is None or essence(now) != essence(seen.run):
+                raise
+        version = now["metadata"]["resourceVersion"]
+        return await self._cluster.apply_status({**body, "metadata": {**body["metadata"], "resourceVersion": version}})
 
     def _count(self, view: View, new: RunStatus) -> None:
         """What the metrics tell of a change."""

@@ -1,5 +1,7 @@
 """What one look at the cluster found, as frozen facts. It must hold no rule."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -10,6 +12,8 @@ Body = dict[str, Any]
 
 # Fields of a run's status that the progress server writes.
 TOLD_BY_TRAINERS = ("progress", "lastCheckpoint")
+# What the API server changes at every write, whatever is written.
+BOOKKEEPING = ("resourceVersion", "managedFields")
 
 
 class RunKey(NamedTuple):
@@ -117,3 +121,14 @@ def is_settled(body: Mapping[str, Any]) -> bool:
     status, spec = body.get("status", {}), body.get("spec", {})
     current = status.get("observedGeneration") == body["metadata"].get("generation")
     return "finishedAt" in status and current and "ttlSecondsAfterFinished" not in spec
+
+
+def essence(body: Mapping[str, Any]) -> bytes:
+    """A digest of all in a run that a pass may act on. Progress counts for one that is said to make none: a look takes
+    that back at once."""
+    metadata = {name: value for name, value in body["metadata"].items() if name not in BOOKKEEPING}
+    status = body.get("status", {})
+    silent = any(condition["reason"] == "NoProgress" for condition in status.get("conditions", ()))
+    left_out = () if silent else TOLD_BY_TRAINERS
+    parts = [metadata, body.get("spec", {}), {name: value for name, value in status.items() if name not in left_out}]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).digest()

@@ -1,6 +1,7 @@
 """Passes that come to no end: what passes is looked at again at once, what does not gets pauses, a log line and an Event."""
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -130,6 +131,24 @@ def test_one_conflict_is_nothing_to_tell(passes: Passes, caplog: pytest.LogCaptu
         del passes.cluster.touch
         assert passes.look() != 0
     assert passes.complaints() == [] and "Conflict" not in caplog.text
+
+
+def test_what_a_trainer_tells_meanwhile_stops_no_pass(passes: Passes) -> None:
+    passes.bench.run()
+    words = iter(({"stage": "lora", "percent": 1, "updated": "2026-01-31T12:00:00Z"},))
+
+    def tell() -> None:
+        for progress in words:
+            patch = json.dumps({"status": {"progress": progress}})
+            where = ("-n", passes.bench.namespace, "--subresource=status", "--type=merge", "-p", patch)
+            passes.bench.server.must("patch", "trainingrun", "run", *where)
+
+    passes.look()
+    passes.bench.patch("trainingrun", "run", {"spec": {"maxAttempts": 4}})
+    passes.cluster.touch = tell
+    assert passes.look() != 0
+    status = passes.bench.status()
+    assert (status["observedGeneration"], status["progress"]["percent"]) == (2, 1)
 
 
 def test_a_started_run_that_cannot_go_on_says_so(passes: Passes) -> None:
