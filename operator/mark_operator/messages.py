@@ -51,6 +51,7 @@ SENTENCES = {
     "when they are gone",
     "NameTaken": "{taken} exists already and does not belong to this run. It goes by itself when its owner was "
     "deleted; else delete or rename it",
+    "PassFailed": "The operator cannot go on with this run, and tries again at least once a minute. {problem}",
     "RetryLater": "Stage {stage}, attempt {attempt} failed: {problem} The next attempt starts at {at}",
     "Cancelling": "spec.confirm was taken back: the Pods save a checkpoint and stop",
     # The end

@@ -17,7 +17,7 @@ from mark_operator.decision import Decision, Deletion, Event, ModelWrite
 from mark_operator.findings import Questions
 from mark_operator.health import Health
 from mark_operator.job_facts import belongs, ended_at, is_finished
-from mark_operator.messages import Note, note, shorten
+from mark_operator.messages import Note, note
 from mark_operator.registry.decide import keep_current
 from mark_operator.run import decide as rules
 from mark_operator.run.plan import Rendering
@@ -97,8 +97,8 @@ class Reconciler:
         """Count one more pass that came to no end, and tell the run's owner if it was one too many."""
         self._stumbles[key] = self._stumbles.get(key, 0) + 1
         if self._stumbles[key] % TOLD_AGAIN_AFTER == PATIENCE:
-            message = f"The operator cannot go on with this run, and tries again at least once a minute. {problem}"
-            await self._tell(key, body, Event("Warning", "PassFailed", shorten(message)))
+            why = note("PassFailed", problem=problem)
+            await self._tell(key, body, Event("Warning", why.reason, why.message))
 
     def _look_again(self, key: RunKey, error: ApiError) -> float:
         """The pause after a write that somebody came before, most often the progress server, or that found its object

@@ -29,8 +29,7 @@ def test_reason_has_a_section(reason: str) -> None:
 
 
 def test_no_section_without_a_reason() -> None:
-    # PassFailed is the reason of an Event alone.
-    assert set(sections()) - set(SENTENCES) == {"Other reasons", "PassFailed"}
+    assert set(sections()) - set(SENTENCES) == {"Other reasons"}
 
 
 def test_every_number_of_a_report_is_explained() -> None:
