@@ -68,7 +68,7 @@ async def _work(settings: Settings, stop: Callable[[], object]) -> None:
         lease = Lease(cluster, lambda: Cluster.connect(health.answered), settings, identity)
         health.watch_lease(lambda: lease.held)
         health.ready()
-        reconciler = Reconciler(cluster, settings, _now, authority, health)
+        reconciler = Reconciler(cluster.writing_while(lambda: lease.held), settings, _now, authority, health)
         await lease.lead(lambda: watch(cluster, settings, reconciler, health, stop))
 
 

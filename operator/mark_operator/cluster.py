@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -134,6 +135,7 @@ class Cluster:
         self._client = client.ApiClient(configuration)
         self._answered = answered or (lambda verb, resource, status: None)
         self._past = Past()
+        self._may_write: Callable[[], bool] = lambda: True
 
     @classmethod
     async def connect(cls, answered: Answered | None = None) -> "Cluster":
@@ -145,6 +147,13 @@ class Cluster:
         except config.ConfigException:
             await config.load_kube_config(client_configuration=configuration)
         return cls(configuration, answered)
+
+    def writing_while(self, allowed: Callable[[], bool]) -> "Cluster":
+        """The same connection, for who may write only while this is so. Anything else but reading is refused then, with
+        a passing error and without asking the API server."""
+        guarded = copy(self)
+        guarded._may_write = allowed
+        return guarded
 
     async def close(self) -> None:
         await self._client.close()
@@ -261,6 +270,8 @@ class Cluster:
     ) -> Body:
         url = path + (f"?{urlencode(query)}" if query else "")
         headers = {"Accept": JSON, "Content-Type": content}
+        if method != "GET" and not self._may_write():
+            raise ApiError(0, "NotLeading", f"{method} {path} was not sent: another replica may lead by now")
         try:
             request = await self._client.param_serialize(
                 method, url, header_params=headers, body=body, auth_settings=["BearerToken"]

@@ -42,54 +42,61 @@ class Lease:
         self._longest = settings.timings.lease_seconds * 2 / 3
         self._identity = identity
         self._observed: tuple[str, float] = ("", 0.0)
-        self.held = False
+        self._until = 0.0
+
+    @property
+    def held(self) -> bool:
+        """Whether this replica may act at this moment. A process that stood still learns it here before the thread that
+        renews has found out."""
+        return time.monotonic() < self._until
 
     async def lead(self, work: Callable[[], Awaitable[None]]) -> None:
         """Wait for the Lease, then work while it is held. It is given back when the work ends, however it ends."""
         log.info("standing by as %s", self._identity)
-        since = await self._acquire()
+        await self._acquire()
         log.info("leading as %s", self._identity)
-        self.held = True
         try:
             async with _loop_apart() as loop, asyncio.TaskGroup() as group:
-                future = asyncio.run_coroutine_threadsafe(self._renew(since), loop)
+                future = asyncio.run_coroutine_threadsafe(self._renew(), loop)
                 renewing = group.create_task(_result(future))
                 await group.create_task(_finish(work, renewing))
         finally:
-            self.held = False
+            self._until = 0.0
             await self._give_back()
 
-    async def _acquire(self) -> float:
-        """Wait for the Lease; the moment from which it counts. An answer that took too long is not enough to lead:
-        another one may have followed by now."""
+    async def _acquire(self) -> None:
+        """Wait for the Lease, which counts from the moment of asking. An answer that took too long is not enough to
+        lead: another one may have followed by now."""
         while True:
             asked = time.monotonic()
-            if await self._try(self._cluster) == "Ours" and time.monotonic() < asked + self._longest:
-                return asked
+            if await self._try(self._cluster) == "Ours":
+                self._until = asked + self._longest
+                if self.held:
+                    return
             await asyncio.sleep(self._timings.renew_seconds)
 
-    async def _renew(self, since: float) -> None:
+    async def _renew(self) -> None:
         """Renew in a loop of its own. The operator's loop hanging for good is the liveness probe's business."""
         cluster = await self._connect()
         try:
-            await self._renew_through(cluster, since)
+            await self._renew_through(cluster)
         finally:
             await cluster.close()
 
-    async def _renew_through(self, cluster: Cluster, last: float) -> None:
+    async def _renew_through(self, cluster: Cluster) -> None:
         """Renew until another one holds the Lease, or nobody answered for too long."""
         while True:
-            await asyncio.sleep(min(self._timings.renew_seconds, last + self._longest - time.monotonic()))
+            await asyncio.sleep(min(self._timings.renew_seconds, self._until - time.monotonic()))
             asked = time.monotonic()
             try:
-                async with asyncio.timeout(last + self._longest - asked):
+                async with asyncio.timeout(self._until - asked):
                     claim = await self._try(cluster)
             except TimeoutError as error:
                 raise LeaseLostError(f"the Lease {self._name} could not be renewed") from error
             if claim == "Another's":
                 raise LeaseLostError(f"another one holds the Lease {self._name}")
             if claim == "Ours":
-                last = asked
+                self._until = asked + self._longest
 
     async def _try(self, cluster: Cluster) -> Claim:
         """Take or renew the Lease. A write that somebody else came before is tried once more, which shows whose the

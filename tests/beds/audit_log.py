@@ -12,16 +12,17 @@ ASIDE = "leases"
 
 
 class Call(NamedTuple):
-    """One kind of call; `resource` has the subresource behind a slash."""
+    """One kind of call; `resource` has the subresource behind a slash, `accepted` is no answer of 400 and more."""
 
     verb: str
     resource: str
     dry_run: bool
     namespace: str
+    accepted: bool
 
     @property
     def writes(self) -> bool:
-        """Whether it changes what the API server stores. Asking who a token belongs to, or a dry run, does not."""
+        """Whether it asks to change what the API server stores. Whose a token is, or a dry run, does not."""
         reviews = self.resource.endswith("reviews")
         return self.verb in WRITES and not self.dry_run and not reviews and self.resource != ASIDE
 
@@ -58,4 +59,5 @@ def _call(event: dict) -> Call:  # type: ignore[type-arg]
     target = event.get("objectRef", {})
     resource = "/".join(part for part in (target.get("resource", "-"), target.get("subresource", "")) if part)
     dry_run = "dryRun" in parse_qs(urlsplit(event["requestURI"]).query)
-    return Call(event["verb"], resource, dry_run, target.get("namespace", ""))
+    accepted = event.get("responseStatus", {}).get("code", 0) < 400
+    return Call(event["verb"], resource, dry_run, target.get("namespace", ""), accepted)

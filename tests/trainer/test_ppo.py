@@ -182,9 +182,13 @@ def test_a_checkpoint_of_other_settings_is_passed_over(workspace: Workspace, cap
     StopAt(work, 2)
     with pytest.raises(Stopped):
         ppo.run(work)
-    ppo.run(work_of(workspace, tiny_rlhf.job_input(ppo={"klCoefficient": "0.5"}), attempt=2))
+    first_attempt = steps_of(workspace)
+    ppo.run(work_of(workspace, tiny_rlhf.job_input(ppo={"learningRate": "2e-5"}), attempt=2))
     assert "belongs to other data or settings" in caplog.text
-    assert [line["step"] for line in steps_of(workspace)] == [1, 2, 1, 2, 3, 4]
+    started_over = steps_of(workspace)
+    assert [line["step"] for line in started_over] == [1, 2, 3, 4]
+    rates = [[line["learningRate"] for line in lines[:2]] for lines in (first_attempt, started_over)]
+    assert all(before != after for before, after in zip(*rates, strict=True)), "the steps of other settings are gone"
 
 
 @pytest.mark.slow

@@ -16,10 +16,8 @@ def test_a_run_goes_from_plan_to_success(bench: Any) -> None:
     status = bench.wait_for_state("PlanReady")
     assert [stage["stage"] for stage in status["plan"]["stages"]] == ["preflight", "dataPrep", "lora"]
     assert status["plan"]["seen"] and bench.jobs() == []
-    before = time.monotonic()
     bench.confirm()
     bench.wait_for_job("run-t-preflight-1")
-    assert time.monotonic() - before < 5
     bench.finish("run-t-preflight-1")
     bench.finish("run-t-data-prep-1", artifacts=[artifact("dataset", "datasets/x")])
     bench.finish(

@@ -152,7 +152,9 @@ def test_a_leader_that_stood_still_writes_nothing_when_it_goes_on(alone: Any, be
     assert first.ended(30) == 1 and "LeaseLostError" in first.log
     bench.finish("run-t-lora-1", artifacts=[artifact("adapter")])
     bench.wait_for_state("Succeeded", seconds=60)
-    assert writes_of(audit.take(), bench.namespace) == Counter()
+    # What it was about to send when it was stopped is still sent, and refused, since the run has a newer version.
+    accepted = Counter({call: count for call, count in audit.take().items() if call.accepted})
+    assert writes_of(accepted, bench.namespace) == Counter()
     assert bench.jobs() == ["run-t-data-prep-1", "run-t-lora-1", "run-t-preflight-1"]
     assert [(stage["attempt"], stage["countedFailures"]) for stage in bench.status()["stages"]] == [(1, 0)] * 3
 
