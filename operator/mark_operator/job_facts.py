@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal, get_args
 
@@ -11,7 +12,9 @@ from mark_crds.job_output import LOCKED, ExitCode, Result
 from mark_crds.run import State
 from pydantic import ValidationError
 
+from mark_operator import clock
 from mark_operator.messages import SENTENCES, Note, note, shorten
+from mark_operator.quota import no_room_for_pods
 from mark_operator.seen import Body
 
 # A stage is done only when it says what it published.
@@ -55,6 +58,8 @@ LAST_WORDS = 500
 OOM_KILLED = "OOMKilled"
 # What every Pod waits for at first; all else that a Pod waits for is trouble.
 COMES_UP = "being created"
+# A Job's Pods are made within a moment of its start; what takes longer has a reason.
+PODS_COME_SECONDS = 5
 
 
 Cause = Literal["Unschedulable", "ImageNotPulled", "PodNotCreated", "PendingTooLong"]
@@ -112,8 +117,9 @@ class Ended:
 Fact = Waiting | Held | Running | Stopping | Done | Ended
 
 
-def read_job(job: Body, pods: tuple[Body, ...]) -> Fact:
-    """What a Job and its Pods say. Only the Job's own verdict counts as an end: until then Pods may still write."""
+def read_job(job: Body, pods: tuple[Body, ...], quotas: tuple[Body, ...] = ()) -> Fact:
+    """What a Job and its Pods say, and the quotas where Pods are lacking. Only the Job's own verdict counts as an end:
+    until then Pods may still write."""
     mine = [pod for pod in pods if belongs(pod, job)]
     verdicts = {item["type"]: item for item in job.get("status", {}).get("conditions", ()) if item["status"] == "True"}
     if "Complete" in verdicts:
@@ -124,7 +130,16 @@ def read_job(job: Body, pods: tuple[Body, ...]) -> Fact:
         return Stopping()
     if job["spec"].get("suspend"):
         return Held() if not any(pod_is_live(pod) for pod in mine) else Stopping()
-    return _active(mine, int(job["spec"]["parallelism"]))
+    return _active(job, mine, quotas)
+
+
+def lacks_pods(job: Body, pods: tuple[Body, ...], now: datetime) -> bool:
+    """Whether Pods of a Job at work have not come into being for longer than usual."""
+    started, wanted = job.get("status", {}).get("startTime"), int(job["spec"]["parallelism"])
+    if started is None or is_finished(job) or job["spec"].get("suspend"):
+        return False
+    late = clock.seconds_since(started, now) >= PODS_COME_SECONDS
+    return late and sum(belongs(pod, job) for pod in pods) < wanted
 
 
 def is_finished(job: Body) -> bool:
@@ -169,14 +184,16 @@ def runs_since(job: Body, pods: tuple[Body, ...]) -> str:
     return max((str(state.get("running", {}).get("startedAt", "")) for state in states), default="")
 
 
-def _active(pods: list[Body], wanted: int) -> Fact:
+def _active(job: Body, pods: list[Body], quotas: tuple[Body, ...]) -> Fact:
+    wanted = int(job["spec"]["parallelism"])
     running = sum("running" in _trainer(pod).get("state", {}) for pod in pods)
     if any(_terminated(pod) or not pod_is_live(pod) for pod in pods):
         return Running() if running else Stopping(by_itself=True)
     if running >= wanted:
         return Running()
     waits = [wait for pod in pods if (wait := _why_waiting(pod)) is not None]
-    missing = Waiting(f"its Pod is {COMES_UP}" if wanted == 1 else f"its Pods are {COMES_UP}", "PodNotCreated")
+    usual = f"its Pod is {COMES_UP}" if wanted == 1 else f"its Pods are {COMES_UP}"
+    missing = Waiting(no_room_for_pods(job, wanted - len(pods), quotas) or usual, "PodNotCreated")
     first = waits[0] if waits else missing if len(pods) < wanted else Waiting(f"the containers are {COMES_UP}")
     return replace(first, detail=f"{running} of {wanted} Pods run; {first.detail}") if running else first
 

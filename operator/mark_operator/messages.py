@@ -76,8 +76,8 @@ SENTENCES = {
     "gave back what it held: image {image} cannot be pulled ({detail}). Push it, or correct the image or "
     "its pull Secret",
     "PodNotCreated": "Not all Pods of Job {job} ran within {seconds} s (spec.pendingDeadlineSeconds), so the attempt "
-    "gave back what it held: its Pods could not be created, most often for want of quota. See `kubectl get events "
-    "--field-selector involvedObject.name={job}` and `kubectl get resourcequota`",
+    "gave back what it held: they could not be created ({detail}). See `kubectl get events --field-selector "
+    "involvedObject.name={job}` and `kubectl get resourcequota`",
     "PendingTooLong": "Not all Pods of Job {job} ran within {seconds} s (spec.pendingDeadlineSeconds), so the attempt "
     "gave back what it held: {detail}",
     "QueueTooLong": "Job {job} was not admitted by queue {queue} within {seconds} s (spec.queueDeadlineSeconds), so it "

@@ -16,7 +16,7 @@ from mark_operator.cluster import FROM_THE_PAST, ApiError, Cluster
 from mark_operator.decision import Decision, Deletion, Event, ModelWrite
 from mark_operator.findings import Questions
 from mark_operator.health import Health
-from mark_operator.job_facts import belongs, ended_at, is_finished
+from mark_operator.job_facts import belongs, ended_at, is_finished, lacks_pods
 from mark_operator.messages import Note, note
 from mark_operator.registry.decide import keep_current
 from mark_operator.run import decide as rules
@@ -155,7 +155,11 @@ class Reconciler:
             if not any(belongs(pod, job) for pod in pods):
                 name = job["metadata"]["name"]
                 raise ApiError(503, FROM_THE_PAST, f"no Pod of Job {name} is listed, which has just ended")
-        return Seen(key, run, plan, jobs, pods, models, self._authority)
+        quotas = await self._children("ResourceQuota", key, {}) if self._lack_pods(jobs, pods) else ()
+        return Seen(key, run, plan, jobs, pods, models, quotas, self._authority)
+
+    def _lack_pods(self, jobs: tuple[Body, ...], pods: tuple[Body, ...]) -> bool:
+        return any(lacks_pods(job, pods, self._now()) for job in jobs)
 
     async def _ensure_there(self, key: RunKey, run: Body) -> None:
         """Raise if the run is gone by now: what it owned went with it, and must not be made again."""

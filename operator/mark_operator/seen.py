@@ -68,6 +68,8 @@ class Seen:
     jobs: tuple[Body, ...] = ()
     pods: tuple[Body, ...] = ()
     models: tuple[Body, ...] = ()
+    quotas: tuple[Body, ...] = ()
+    """Read when a Job lacks Pods for longer than usual."""
     authority: str | None = None
 
     @property

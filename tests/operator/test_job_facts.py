@@ -1,9 +1,21 @@
 """What a Job and its Pods mean."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from mark_operator.job_facts import Done, Ended, Fact, Held, Running, Stopping, Waiting, is_finished, read_job
+from mark_operator.job_facts import (
+    Done,
+    Ended,
+    Fact,
+    Held,
+    Running,
+    Stopping,
+    Waiting,
+    is_finished,
+    lacks_pods,
+    read_job,
+)
 from mark_operator.run.objects import bind
 from run_builders import DIGEST, KEY, UID, Body, a_result, job_with, pod_with, rendering_of, terminated, training
 
@@ -49,6 +61,47 @@ def test_ranks_run_when_all_of_them_do() -> None:
     assert read(job, first, second) == Waiting("2 of 3 Pods run; its Pods are being created", "PodNotCreated")
     assert read(job, first, second, third) == Running()
     assert read(job, first, second, pod_with(RANKS, terminated(70), "Failed", index=2)) == Running()
+
+
+def full(**hard: str) -> Body:
+    """A quota of which all is used."""
+    return {"metadata": {"name": "team"}, "spec": {"hard": hard}, "status": {"hard": hard, "used": hard}}
+
+
+@pytest.mark.parametrize(
+    ("quotas", "made", "detail"),
+    [
+        ([full(pods="3")], 0, "stage lora needs 3 pods in all its Pods, but ResourceQuota team has 0 left; ask for less"),
+        ([full(pods="3")], 2, "2 of 3 Pods run; stage lora needs 1 pods for 1 more of its Pods, but ResourceQuota team"),
+        ([full(services="1"), full(requests_cpu="3")], 0, "its Pods are being created"),
+        ([full(**{"count/jobs.batch": "1"})], 0, "its Pods are being created"),
+        ([{**full(pods="3"), "spec": {"scopes": ["BestEffort"]}}], 0, "its Pods are being created"),
+        ([{**full(), "status": {}}], 0, "its Pods are being created"),
+    ],
+)
+def test_pods_that_a_quota_keeps_from_coming(quotas: list[Body], made: int, detail: str) -> None:
+    pods = tuple(pod_with(RANKS, {"running": {}}, index=index) for index in range(made))
+    fact = read_job(job_with(RANKS), pods, tuple(quotas))
+    assert isinstance(fact, Waiting) and fact.detail.startswith(detail) and fact.cause == "PodNotCreated"
+    assert fact.ordinary is detail.endswith("being created")
+
+
+@pytest.mark.parametrize(
+    ("status", "spec", "pods", "lacks"),
+    [
+        ({"startTime": "2026-01-01T00:00:00Z"}, {}, 2, True),
+        ({"startTime": "2026-01-01T00:00:00Z"}, {}, 3, False),
+        ({"startTime": "2026-01-01T00:00:06Z"}, {}, 0, False),
+        ({}, {}, 0, False),
+        ({"startTime": "2026-01-01T00:00:00Z"}, {"suspend": True}, 0, False),
+        ({"startTime": "2026-01-01T00:00:00Z", "conditions": [{"type": "Failed", "status": "True"}]}, {}, 0, False),
+    ],
+    ids=["one-lacks", "all-there", "just-begun", "never-begun", "held", "ended"],
+)
+def test_when_pods_are_lacking(status: Body, spec: Body, pods: int, lacks: bool) -> None:
+    job = {**job_with({**RANKS, "spec": {**RANKS["spec"], **spec}}), "status": status}
+    made = tuple(pod_with(RANKS, {}, "Pending", index=index) for index in range(pods))
+    assert lacks_pods(job, made, datetime(2026, 1, 1, 0, 0, 10, tzinfo=UTC)) is lacks
 
 
 def test_running_needs_a_running_trainer() -> None:

@@ -252,6 +252,20 @@ def test_a_job_that_an_old_leader_made_too_late_goes() -> None:
     assert list(world.jobs) == ["contracts-t-preflight-2"]
 
 
+def test_a_late_job_of_a_stage_that_is_done_goes() -> None:
+    world = confirmed()
+    for _ in range(4):
+        world.look()
+    done = world.jobs["contracts-t-preflight-1"]
+    world.end("done")
+    for _ in range(3):
+        world.look()
+    assert "contracts-t-data-prep-1" in world.jobs
+    world.jobs["contracts-t-preflight-2"] = {**done, "metadata": {**done["metadata"], "name": "contracts-t-preflight-2"}}
+    world.look()
+    assert "contracts-t-preflight-2" not in world.jobs and "contracts-t-data-prep-1" in world.jobs
+
+
 def test_what_another_controller_suspends_is_left_alone() -> None:
     world = confirmed()
     for _ in range(4):

@@ -2,17 +2,14 @@
 nobody."""
 
 import fnmatch
-from decimal import Decimal
 
-from mark_crds import names
 from mark_crds.run import Check
 
 from mark_operator import quantity
 from mark_operator.messages import shorten
+from mark_operator.quota import is_scoped, no_room_for_job
 from mark_operator.run.plan import Rendering
 from mark_operator.seen import Answer, Body, Findings
-
-QUOTA_NAMES = {"cpu": ("cpu", "requests.cpu", "limits.cpu"), "memory": ("memory", "requests.memory", "limits.memory")}
 
 
 def check_all(rendering: Rendering, findings: Findings) -> tuple[Check, ...]:
@@ -126,11 +123,11 @@ def _gpu(rendering: Rendering, findings: Findings) -> Check:
 def _quota(rendering: Rendering, findings: Findings) -> Check:
     if findings.quotas.outcome != "Found" and findings.quotas.outcome != "Missing":
         return _not_checked("quota", findings.quotas.message)
-    scoped = [body for body in findings.quotas.items if _is_scoped(body)]
-    plain = [body for body in findings.quotas.items if not _is_scoped(body)]
+    scoped = [body for body in findings.quotas.items if is_scoped(body)]
+    plain = [body for body in findings.quotas.items if not is_scoped(body)]
     for body in plain:
         for job in rendering.jobs:
-            problem = _shortage(job, body)
+            problem = no_room_for_job(job, body)
             if problem:
                 return _failed("quota", problem)
     if scoped:
@@ -140,37 +137,6 @@ def _quota(rendering: Rendering, findings: Findings) -> Check:
     return _passed(
         "quota", "every ResourceQuota has room for the largest stage" if plain else "the namespace has no ResourceQuota"
     )
-
-
-def _is_scoped(body: Body) -> bool:
-    return bool(body["spec"].get("scopes") or body["spec"].get("scopeSelector"))
-
-
-def _shortage(job: Body, body: Body) -> str:
-    """Why the Pods of a Job do not fit into a quota together; empty when they do."""
-    hard, used = body.get("status", {}).get("hard", {}), body.get("status", {}).get("used", {})
-    stage = job["metadata"]["labels"][names.STAGE_LABEL]
-    for name, needed in _quota_needs(job).items():
-        if name not in hard:
-            continue
-        left = quantity.parse(hard[name]) - quantity.parse(used.get(name, "0"))
-        if needed > left:
-            return (
-                f"stage {stage} needs {quantity.text_of(needed)} {name} in all its Pods, but ResourceQuota "
-                f"{body['metadata']['name']} has {quantity.text_of(max(left, Decimal(0)))} left; ask for less, or "
-                f"for a larger quota"
-            )
-    return ""
-
-
-def _quota_needs(job: Body) -> dict[str, Decimal]:
-    pods = job["spec"]["parallelism"]
-    requests = job["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"]
-    needs = {"pods": Decimal(pods), "count/pods": Decimal(pods), "count/jobs.batch": Decimal(1)}
-    for name, number in quantity.total(requests, pods).items():
-        for quota_name in QUOTA_NAMES.get(name, (f"requests.{name}",)):
-            needs[quota_name] = number
-    return needs
 
 
 def _dry_run(what: str, stage: str, answer: Answer) -> Check:

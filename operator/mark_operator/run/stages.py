@@ -76,7 +76,7 @@ def decide_stage(view: View, template: Body) -> Decision:
     job = view.seen.own_jobs.get(attempt.job)
     if job is None:
         return _without_job(view, attempt)
-    fact = read_job(job, view.seen.pods)
+    fact = read_job(job, view.seen.pods, view.seen.quotas)
     if not isinstance(fact, Done | Ended):
         suspension = _suspension(view, attempt, job)
         if suspension is not None:
@@ -104,13 +104,10 @@ def _attempt(view: View, template: Body) -> Attempt:
 
 
 def _late(view: View, attempt: Attempt) -> tuple[Deletion, ...]:
-    """Jobs of earlier attempts that came into being after these were over, by the call of a leader of then."""
-    earlier = {
-        names.job_name(view.seen.key.kind, view.seen.key.name, attempt.stage, number)
-        for number in range(1, attempt.number)
-    }
-    jobs = view.seen.own_jobs
-    return deletions([jobs[name] for name in sorted(earlier & jobs.keys()) if not is_finished(jobs[name])])
+    """Jobs of earlier attempts and stages that came into being after these were over, by the call of a leader of
+    then."""
+    others = (job for name, job in sorted(view.seen.own_jobs.items()) if name != attempt.job)
+    return deletions([job for job in others if not is_finished(job)])
 
 
 def _without_job(view: View, attempt: Attempt) -> Decision:

@@ -107,7 +107,7 @@ def test_ranks_that_wait_too_long_give_back_what_they_hold(plane: ApiServer, tmp
 async def tell_quota(plane: ApiServer, folder: Path) -> Body:
     """A quota that somebody sets after the plan was made leaves no room for a Pod."""
     slow = lambda stage_name, *_: replace(done(stage_name), after_seconds=2.0)  # noqa: E731
-    workload = Workload("quota", _nothing, slow, spec={"pendingDeadlineSeconds": 2, "maxAttempts": 1})
+    workload = Workload("quota", _nothing, slow, spec={"pendingDeadlineSeconds": 8, "maxAttempts": 1})
     async with stage(plane, workload, folder / "log", timings=REPLACED_SOON) as (person, _, _, namespace):
         await person.create(workload.manifest)
         await person.planned()
@@ -120,6 +120,6 @@ async def tell_quota(plane: ApiServer, folder: Path) -> Body:
 
 
 def test_pods_that_no_quota_allows_end_the_attempt_with_that_reason(plane: ApiServer, tmp_path: Path) -> None:
-    status = asyncio.run(tell_quota(plane, tmp_path))["status"]
-    assert status["stages"][-1]["failure"]["reason"] == "PodNotCreated"
-    assert "get resourcequota" in status["stages"][-1]["failure"]["message"]
+    failure = asyncio.run(tell_quota(plane, tmp_path))["status"]["stages"][-1]["failure"]
+    assert failure["reason"] == "PodNotCreated"
+    assert "needs 1 pods in all its Pods, but ResourceQuota none has 0 left" in failure["message"]
