@@ -11,6 +11,8 @@ PYTEST := $(BIN)/pytest -q
 PARALLEL := -n 2 --dist loadfile
 # Threads that wait in a busy loop would take the cores that the other suite computes on.
 export OMP_WAIT_POLICY := PASSIVE
+# Without compiled files, each of the many processes that tests start would compile torch anew, for a quarter of a minute.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup generate verify lint format test-fast test test-api test-cluster test-lifecycle test-faults test-image bench-trainer bench-trainer-gpu bench-operator demo cluster-up cluster-down images corpus lock clean
 

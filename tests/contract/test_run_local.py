@@ -122,8 +122,11 @@ def stop_when(seen: Callable[[], bool], *words: str, folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @needs_namespaces
-@pytest.mark.parametrize("network", [NO_ROUTE, WIRE], ids=["no route, loopback down", "a wire that leads nowhere"])
-@pytest.mark.parametrize("wandb", ["off", "offline"])
+@pytest.mark.parametrize(
+    ("network", "wandb"),
+    [(NO_ROUTE, "off"), (WIRE, "offline")],
+    ids=["no route, loopback down", "a wire that leads nowhere"],
+)
 def test_all_stages_run_without_a_network_and_try_none(tmp_path: Path, network: str, wandb: str) -> None:
     """Offline, the tracker's own process, which is no Python, writes its files and is as silent."""
     workspace = write_local_run(tmp_path, wandb)
