@@ -35,6 +35,8 @@ GONE_SECONDS = 1
 # A run whose passes come to no end so often in a row is told of in an Event, and again when that is forgotten: the API
 # server keeps it for an hour, and passes that fail come at least once a minute.
 PATIENCE = 3
+# Conflicts pass by themselves on a busy API server; so many, with the pauses between them, take a minute.
+PATIENCE_WITH_CONFLICTS = 8
 TOLD_AGAIN_AFTER = 100
 # Until the look after one whose answers were older than what is known.
 PAST_SECONDS = 2
@@ -77,12 +79,12 @@ class Reconciler:
             if error.from_the_past:
                 log.warning("looked again later: %s", error, extra={"run": str(key)})
                 return PAST_SECONDS
-            await self._stumble(key, body, str(error))
+            await self._stumble(key, body, str(error), PATIENCE_WITH_CONFLICTS if error.status == 409 else PATIENCE)
             if error.status not in (404, 409):
                 raise
             return self._look_again(key, error)
         except Exception as error:
-            await self._stumble(key, body, f"{type(error).__name__}: {error}")
+            await self._stumble(key, body, f"{type(error).__name__}: {error}", PATIENCE)
             raise
         self._stumbles.pop(key, None)
         return pause
@@ -93,10 +95,10 @@ class Reconciler:
             return None
         return await self._step_by_step(await self._see(key, body))
 
-    async def _stumble(self, key: RunKey, body: Body, problem: str) -> None:
+    async def _stumble(self, key: RunKey, body: Body, problem: str, patience: int) -> None:
         """Count one more pass that came to no end, and tell the run's owner if it was one too many."""
         self._stumbles[key] = self._stumbles.get(key, 0) + 1
-        if self._stumbles[key] % TOLD_AGAIN_AFTER == PATIENCE:
+        if self._stumbles[key] % TOLD_AGAIN_AFTER == patience:
             why = note("PassFailed", problem=problem)
             await self._tell(key, body, Event("Warning", why.reason, why.message))
 

@@ -8,9 +8,9 @@ from operator_bed import Case, Outcome, Told
 
 # Whether these are told is chance, also undisturbed: they say what was seen of a Pod that works for a moment, and a late look sees other moments. Each is the
 # state of the run at that look; what follows from it is compared.
-OF_A_MOMENT = frozenset({"Starting", "Running", "Waiting", "Stopping", "WaitingForPods", "Cancelling"})
-# How often these are told is chance, but not whether: a queue admits each Job after a moment, and a suspended run may be seen stopping in between.
-OF_SOME = frozenset({"Queued", "Suspended"})
+OF_A_MOMENT = frozenset({"Starting", "Running", "Waiting", "Queued", "Stopping", "WaitingForPods", "Cancelling"})
+# How often this is told is chance, but not whether: a suspended run may be seen stopping in between.
+OF_SOME = frozenset({"Suspended"})
 
 
 def broken(references: Mapping[str, Outcome], cases: Sequence[Case], told: Told) -> dict[str, Any]:

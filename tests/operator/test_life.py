@@ -418,6 +418,33 @@ def test_events_tell_changes_and_only_changes() -> None:
     assert events(world.status, world.status) == ()
 
 
+def test_each_stage_that_is_done_is_told_of_also_when_nobody_saw_it_run() -> None:
+    world = confirmed(stages=["ingest", "dataPrep", "lora"])
+    told = []
+    for _ in range(30):
+        before = world.status
+        world.look()
+        told += [event.message for event in events(before, world.status) if event.reason == "StageDone"]
+        world.now += 1
+        world.end("done")
+    assert world.status.state == "Succeeded"
+    assert [message.split()[1] for message in told] == ["ingest", "dataPrep"], "of the last one, Succeeded tells"
+
+
+def test_work_that_was_done_unseen_was_admitted_by_its_queue() -> None:
+    world = confirmed(queueName="research", stages=["dataPrep"])
+    for _ in range(4):
+        world.look()
+    assert world.status.state == "Queued"
+    for _ in range(10):
+        for job in world.active:
+            job["spec"]["suspend"] = False
+        world.end("done")
+        world.look()
+    assert world.status.state == "Succeeded"
+    assert next(item.status for item in world.status.conditions if item.type == "Admitted") == "True"
+
+
 WAITS_FOR_AN_IMAGE = {"waiting": {"reason": "ErrImagePull", "message": "no such image"}}
 
 

@@ -60,8 +60,8 @@ def decide(view: View, rendering: Rendering | Note | None, findings: Findings | 
 
 
 def events(old: RunStatus, new: RunStatus) -> tuple[Event, ...]:
-    """One Event for a new state or reason, none for anything else. That a confirmation was accepted says that the run
-    starts, too."""
+    """One Event for a new state or reason, or the same of another stage; none for anything else. That a confirmation
+    was accepted says that the run starts, too."""
     return _confirmation(old, new) or _news(old, new)
 
 
@@ -75,7 +75,8 @@ def _confirmation(old: RunStatus, new: RunStatus) -> tuple[Event, ...]:
 
 def _news(old: RunStatus, new: RunStatus) -> tuple[Event, ...]:
     before, after = _headline(old), _headline(new)
-    if after is None or (old.state == new.state and before is not None and before.reason == after.reason):
+    same = old.state == new.state and old.stage in (None, new.stage)
+    if after is None or (same and before is not None and before.reason == after.reason):
         return ()
     bad = new.state == "Failed" or after.reason in WARNINGS
     return (Event("Warning" if bad else "Normal", after.reason, after.message),)

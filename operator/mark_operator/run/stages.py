@@ -293,12 +293,15 @@ def _done(view: View, attempt: Attempt, result: Result) -> Decision:
     stages = replaced(view.status.stages, entry)
     if result.adopted is not None:
         return _adopt(view, result, stages)
+    state: State = "Running"
+    why = note("StageDone", stage=attempt.stage)
     if attempt.stage == PREFLIGHT:
         # Not worth an Event of its own: the first stage that works follows at once.
+        state = "Starting"
         why = note("Starting", stage=attempt.stage, attempt=attempt.number, detail="passed; the next stage follows")
-        return Decision(status=view.stand("Starting", why, stages=stages, stage=attempt.stage), again_in=0)
-    why = note("StageDone", stage=attempt.stage)
-    return Decision(status=view.stand("Running", why, stages=stages, stage=attempt.stage), again_in=0)
+    # A queue may have admitted the Job, and it may have ended, while nobody looked.
+    more = _admission(attempt, "True", why)
+    return Decision(status=view.stand(state, why, stages=stages, stage=attempt.stage, more=more), again_in=0)
 
 
 def _adopt(view: View, result: Result, stages: tuple[StageStatus, ...]) -> Decision:
