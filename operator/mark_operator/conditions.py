@@ -11,6 +11,9 @@ from mark_crds.shared import Condition
 from mark_operator.messages import Note
 
 Truth = Literal["True", "False", "Unknown"]
+# Conditions as they are decided: each with its type, its truth and why.
+Decided = tuple[tuple[str, Truth, Note], ...]
+ADMITTED = "Admitted"
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ HUNG = "NoProgress"
 ACTIVE: frozenset[State] = frozenset({"Queued", "Starting", "Running"})
 
 
-def conditions_of(state: State, why: Note, *, stalled: bool = False) -> tuple[tuple[str, Truth, Note], ...]:
+def conditions_of(state: State, why: Note, *, stalled: bool = False) -> Decided:
     """What a state says, but for Planned and Confirmed.
     `stalled` marks a spec that must be edited before anything can go on."""
     meaning = MEANINGS[state]

@@ -433,14 +433,12 @@ def test_each_stage_that_is_done_is_told_of_also_when_nobody_saw_it_run() -> Non
 
 def test_work_that_was_done_unseen_was_admitted_by_its_queue() -> None:
     world = confirmed(queueName="research", stages=["dataPrep"])
-    for _ in range(4):
-        world.look()
-    assert world.status.state == "Queued"
     for _ in range(10):
-        for job in world.active:
-            job["spec"]["suspend"] = False
-        world.end("done")
         world.look()
+        if world.active and world.status.state == "Queued":
+            for job in world.active:
+                job["spec"]["suspend"] = False
+            world.end("done")
     assert world.status.state == "Succeeded"
     assert next(item.status for item in world.status.conditions if item.type == "Admitted") == "True"
 

@@ -6,6 +6,7 @@ from mark_crds import names
 from mark_crds.run import RunResult, RunStatus, StageStatus
 
 from mark_operator import clock
+from mark_operator.conditions import ADMITTED
 from mark_operator.decision import Decision, Deletion, Event
 from mark_operator.messages import Note, note
 from mark_operator.run.finish import finish
@@ -107,10 +108,10 @@ def _go_on(view: View, rendering: Rendering | Note | None) -> Decision:
     for job in jobs:
         if job["metadata"]["labels"][names.STAGE_LABEL] not in done:
             decision = decide_stage(view, job)
-            stages = decision.status.stages if decision.status is not None else ()
             # The last stage's end and the run's are one write.
-            return _succeed(view, stages) if _all_done(stages, jobs) else decision
-    return _succeed(view, view.status.stages)
+            all_done = decision.status is not None and _all_done(decision.status.stages, jobs)
+            return _succeed(view, decision.status or view.status) if all_done else decision
+    return _succeed(view, view.status)
 
 
 def _all_done(stages: tuple[StageStatus, ...], jobs: tuple[Body, ...]) -> bool:
@@ -138,12 +139,18 @@ def _plan_object(view: View, rendering: Rendering, name: str) -> Body:
     return owned(body, kind=key.kind, run=key.name, uid=view.seen.uid)
 
 
-def _succeed(view: View, stages: tuple[StageStatus, ...]) -> Decision:
+def _succeed(view: View, status: RunStatus) -> Decision:
+    """The end of a run whose stages are all done in this status."""
+    stages = status.stages
+    admission = tuple(
+        (item.type, item.status, Note(item.reason, item.message)) for item in status.conditions if item.type == ADMITTED
+    )
     result = RunResult(
         artifacts=tuple(artifact for entry in stages for artifact in entry.artifacts)[:12],
         measures=stages[-1].measures,
     )
-    return finish(view, "Succeeded", note("Succeeded", count=len(stages)), result=result, stages=stages)
+    why = note("Succeeded", count=len(stages))
+    return finish(view, "Succeeded", why, result=result, stages=stages, more=admission)
 
 
 def _tidy(view: View) -> Decision:

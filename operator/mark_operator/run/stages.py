@@ -9,7 +9,7 @@ from mark_crds.job_output import Result
 from mark_crds.run import Failure, RunResult, RunStatus, StageStatus, State
 
 from mark_operator import clock
-from mark_operator.conditions import Truth
+from mark_operator.conditions import ADMITTED, Decided, Truth
 from mark_operator.decision import Decision, Deletion, Suspension
 from mark_operator.job_facts import (
     Done,
@@ -234,7 +234,7 @@ def _bounded(view: View, attempt: Attempt, job: Body, status: RunStatus, limit: 
 
 def _queued(view: View, attempt: Attempt) -> Note:
     """Not admitted yet, or not any more: the condition Admitted remembers which."""
-    old = next((item for item in view.status.conditions if item.type == "Admitted"), None)
+    old = next((item for item in view.status.conditions if item.type == ADMITTED), None)
     if attempt.noted is not None and old is not None and (old.status == "True" or old.reason == "Evicted"):
         return note("Evicted", job=attempt.job, queue=attempt.queue)
     return note("Queued", stage=attempt.stage, job=attempt.job, queue=attempt.queue)
@@ -261,11 +261,11 @@ def _under_way(
     return view.stand(state, why, more=_admission(attempt, admitted, why), stages=stages, stage=attempt.stage)
 
 
-def _admission(attempt: Attempt, truth: Truth, why: Note) -> tuple[tuple[str, Truth, Note], ...]:
+def _admission(attempt: Attempt, truth: Truth, why: Note) -> Decided:
     """The condition Admitted, for a Job that a queue admits."""
     if attempt.queue is None:
         return ()
-    return (("Admitted", truth, note("Admitted", job=attempt.job, queue=attempt.queue) if truth == "True" else why),)
+    return ((ADMITTED, truth, note("Admitted", job=attempt.job, queue=attempt.queue) if truth == "True" else why),)
 
 
 def _noted(view: View, attempt: Attempt, **facts: Any) -> StageStatus:
@@ -292,7 +292,7 @@ def _done(view: View, attempt: Attempt, result: Result) -> Decision:
     )
     stages = replaced(view.status.stages, entry)
     if result.adopted is not None:
-        return _adopt(view, result, stages)
+        return _adopt(view, attempt, result, stages)
     state: State = "Running"
     why = note("StageDone", stage=attempt.stage)
     if attempt.stage == PREFLIGHT:
@@ -304,11 +304,11 @@ def _done(view: View, attempt: Attempt, result: Result) -> Decision:
     return Decision(status=view.stand(state, why, stages=stages, stage=attempt.stage, more=more), again_in=0)
 
 
-def _adopt(view: View, result: Result, stages: tuple[StageStatus, ...]) -> Decision:
+def _adopt(view: View, attempt: Attempt, result: Result, stages: tuple[StageStatus, ...]) -> Decision:
     assert result.adopted is not None
     why = note("Adopted", uid=result.adopted.run_uid, finished=result.adopted.finished)
     found = RunResult(artifacts=result.artifacts, measures=result.measures, adopted_run=result.adopted.run_uid)
-    return finish(view, "Adopted", why, result=found, stages=stages)
+    return finish(view, "Adopted", why, result=found, stages=stages, more=_admission(attempt, "True", why))
 
 
 def _end_attempt(view: View, attempt: Attempt, ended: Ended) -> Decision:

@@ -9,7 +9,7 @@ from mark_crds import names
 from mark_crds.run import RunStatus, StageStatus, State
 
 from mark_operator import clock, conditions
-from mark_operator.conditions import Truth
+from mark_operator.conditions import Decided
 from mark_operator.decision import Decision
 from mark_operator.messages import Note
 from mark_operator.seen import Body, Seen
@@ -57,7 +57,7 @@ class View:
         state: State,
         why: Note,
         *,
-        more: tuple[tuple[str, Truth, Note], ...] = (),
+        more: Decided = (),
         stalled: bool = False,
         **changes: Any,
     ) -> RunStatus:
