@@ -160,8 +160,15 @@ class Outcome:
 
     def comparable(self) -> Body:
         """What a fault must not change; Events may be lost."""
-        own = {"models": self.models, "children": self.children, "creates": self.creates, "deletes": self.deletes}
+        children = {name: standing for name, standing in self.children.items() if not self._failed_with_its_job(name)}
+        own = {"models": self.models, "children": children, "creates": self.creates, "deletes": self.deletes}
         return {**self.run, **own}
+
+    def _failed_with_its_job(self, name: str) -> bool:
+        """A Pod that failed before its Job is kept; one that still worked then is deleted by the Job controller. Which came first is chance."""
+        resource, _, pod = name.partition("/")
+        job = self.children.get(f"jobs/{pod.rpartition('-')[0]}", "")
+        return resource == "pods" and self.children[name] == "Failed" and "Failed" in job
 
 
 @asynccontextmanager
