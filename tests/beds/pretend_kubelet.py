@@ -163,7 +163,10 @@ class PretendKubelet:
         job = pod["metadata"]["labels"]["job-name"]
         pods = [one for one in self._known.values() if one["metadata"]["labels"].get("job-name") == job]
         if sum(one["status"].get("phase") == "Running" for one in pods) == ranks:
-            await asyncio.gather(*(self._end(one["metadata"]["name"], self._endings[one["metadata"]["uid"]]) for one in pods))
+            ends = [(one["metadata"]["name"], self._endings[one["metadata"]["uid"]]) for one in pods]
+            # The eviction first: behind another failure, the Job controller could delete the Pod before it.
+            for name, ending in sorted(ends, key=lambda end: not end[1].disrupted):
+                await self._end(name, ending)
 
     def _ending(self, pod: dict[str, Any]) -> Ending:
         labels = pod["metadata"]["labels"]
