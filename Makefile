@@ -53,7 +53,7 @@ test-lifecycle: setup ## the local cluster itself: start, stop, unclean stop (ta
 	$(PYTEST) -m lifecycle tests/cluster
 
 test-faults: setup ## every write of every story lost or fatal, watches in trouble, partitions, lies, wrong specs (an hour)
-	MARK_FAULTS=whole $(PYTEST) -n 2 --dist loadgroup tests/faults
+	MARK_FAULTS=whole $(PYTEST) -n 2 --dist load tests/faults
 
 test-image: setup ## the trainer's tests inside the trainer's image, as an ordinary user on a read-only root
 	$(BIN)/python tests/cluster/image_tests.py
@@ -61,7 +61,7 @@ test-image: setup ## the trainer's tests inside the trainer's image, as an ordin
 test: verify cluster-up images corpus ## everything, with whole runs on the local cluster
 	$(PYTEST) $(PARALLEL) $(BESIDE)
 	$(BIN)/python tests/cluster/image_tests.py
-	$(PYTEST) -n 2 --dist loadgroup tests/faults
+	$(PYTEST) $(PARALLEL) tests/faults
 	$(PYTEST) -m "not lifecycle" tests/cluster
 
 bench-trainer: setup ## the trainer beside TRL, transformers, pypdfium2 and plain generation, as ratios (about a quarter of an hour)

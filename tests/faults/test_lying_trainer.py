@@ -111,7 +111,6 @@ def test_what_steers_a_terminal_is_found_at_any_depth(text: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("lies")  # they are told together
 @pytest.mark.parametrize("lie", LIES, ids=lambda lie: lie.name)
 def test_each_lie_has_one_reason(lives: dict[str, list[Body] | str], tally: Tally, lie: Lie) -> None:
     versions = lives[lie.name]
