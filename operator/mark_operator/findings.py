@@ -30,6 +30,13 @@ class Questions:
         found = await self._prerequisites(rendering, uid)
         return replace(found, freeze=await self._freeze(rendering.means.settings)) if confirmed else found
 
+    async def quotas(self, namespace: str) -> tuple[Body, ...]:
+        """The quotas of a namespace, as far as the operator may see them."""
+        return (await self._quotas(namespace)).items
+
+    async def _quotas(self, namespace: str) -> Answer:
+        return await self._list("ResourceQuota", namespace)
+
     async def _prerequisites(self, rendering: Rendering, uid: str) -> Findings:
         means = rendering.means
         namespace = means.key.namespace
@@ -39,7 +46,7 @@ class Questions:
         claim, account, quotas, nodes, *dry_runs = await asyncio.gather(
             self._get("PersistentVolumeClaim", namespace, means.spec.workspace.claim_name),
             self._get("ServiceAccount", namespace, means.settings.service_account_name),
-            self._list("ResourceQuota", namespace),
+            self._quotas(namespace),
             self._list("Node", None),
             *(self._dry_run(means, stage, body) for stage, body in (*jobs.items(), *pods.items())),
         )

@@ -63,12 +63,14 @@ class Reconciler:
         self._written: dict[RunKey, str] = {}
         self._stumbles: dict[RunKey, int] = {}
         """How often in a row the passes over a run came to no end."""
+        self._told: dict[RunKey, int] = {}
+        """At which of these its owner was last told."""
 
     async def look_at(self, key: RunKey) -> float | None:
         """One pass; the seconds until the next look, if there should be one without an event."""
         body = await self._cluster.get(key.kind, key.namespace, key.name)
         if body is None:
-            for memory in (self._checked, self._written, self._stumbles):
+            for memory in (self._checked, self._written, self._stumbles, self._told):
                 memory.pop(key, None)
             return None
         try:
@@ -87,6 +89,7 @@ class Reconciler:
             await self._stumble(key, body, f"{type(error).__name__}: {error}", PATIENCE)
             raise
         self._stumbles.pop(key, None)
+        self._told.pop(key, None)
         return pause
 
     async def _pass(self, key: RunKey, body: Body) -> float | None:
@@ -97,8 +100,9 @@ class Reconciler:
 
     async def _stumble(self, key: RunKey, body: Body, problem: str, patience: int) -> None:
         """Count one more pass that came to no end, and tell the run's owner if it was one too many."""
-        self._stumbles[key] = self._stumbles.get(key, 0) + 1
-        if self._stumbles[key] % TOLD_AGAIN_AFTER == patience:
+        times = self._stumbles[key] = self._stumbles.get(key, 0) + 1
+        if times >= patience and times - self._told.get(key, -TOLD_AGAIN_AFTER) >= TOLD_AGAIN_AFTER:
+            self._told[key] = times
             why = note("PassFailed", problem=problem)
             await self._tell(key, body, Event("Warning", why.reason, why.message))
 
@@ -157,7 +161,7 @@ class Reconciler:
             if not any(belongs(pod, job) for pod in pods):
                 name = job["metadata"]["name"]
                 raise ApiError(503, FROM_THE_PAST, f"no Pod of Job {name} is listed, which has just ended")
-        quotas = await self._children("ResourceQuota", key, {}) if self._lack_pods(jobs, pods) else ()
+        quotas = await self._questions.quotas(key.namespace) if self._lack_pods(jobs, pods) else ()
         return Seen(key, run, plan, jobs, pods, models, quotas, self._authority)
 
     def _lack_pods(self, jobs: tuple[Body, ...], pods: tuple[Body, ...]) -> bool:

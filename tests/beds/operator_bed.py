@@ -165,10 +165,11 @@ class Outcome:
         return {**self.run, **own}
 
     def _failed_with_its_job(self, name: str) -> bool:
-        """A Pod that failed before its Job is kept; one that still worked then is deleted by the Job controller. Which came first is chance."""
+        """One of several ranks that failed before its Job is kept; one that still worked then is deleted by the Job controller. Which came first is chance."""
         resource, _, pod = name.partition("/")
         job = self.children.get(f"jobs/{pod.rpartition('-')[0]}", "")
-        return resource == "pods" and self.children[name] == "Failed" and "Failed" in job
+        of_ranks = any(child.startswith("services/") for child in self.children)
+        return of_ranks and resource == "pods" and self.children[name] == "Failed" and "Failed" in job
 
 
 @asynccontextmanager

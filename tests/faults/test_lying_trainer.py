@@ -14,7 +14,7 @@ from workloads import WORK, Person, Workload
 
 Body = dict[str, Any]
 PATIENCE_SECONDS = 240
-AT_ONCE = 24
+AT_ONCE = 24  # All 80 together take longer than the patience with each of them, on two cores.
 SEEN_TO_STAY_SECONDS = 5
 UNCHANGED = {"Running", "Starting", "Suspended"}
 

@@ -125,16 +125,16 @@ class StopAt:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "mamba"])
 def test_an_interrupted_run_ends_with_the_adapter_of_a_straight_one(tmp_path: Path, family: str) -> None:
-    """Bit for bit, policy and all that it learned by, stopped at a random step and again behind the last one: the digest
-    is over the weights; the manifest's measures are the same too."""
+    """Bit for bit, policy and all that it learned by, stopped at two random steps and again behind the last one: the
+    digest is over the weights; the manifest's measures are the same too."""
     workspace = tiny_training.write_workspace(tmp_path / "workspace", training=2, validation=1, family=family)
     steps = {"llama": 8, "mamba": 3}[family]
     few = {"steps": steps, "rolloutsPerStep": 4, "minibatchSize": 2}
     job = tiny_rlhf.job_input(stages=NO_LORA, ppo={**few, "temperature": WARM[family]})
     found = []
-    first, second = random.randrange(1, steps), steps
-    print(f"stopped behind steps {first} and {second}")
-    for uid, stops in (("straight", ()), ("halting", (first, second))):
+    halts = (*sorted(random.sample(range(1, steps), 2)), steps)
+    print(f"stopped behind steps {halts}")
+    for uid, stops in (("straight", ()), ("halting", halts)):
         tiny_rlhf.write_reward_model(workspace, job, uid=uid)
         for step in stops:
             work = work_of(workspace, job, uid=uid)

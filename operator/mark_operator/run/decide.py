@@ -108,9 +108,10 @@ def _go_on(view: View, rendering: Rendering | Note | None) -> Decision:
     for job in jobs:
         if job["metadata"]["labels"][names.STAGE_LABEL] not in done:
             decision = decide_stage(view, job)
-            # The last stage's end and the run's are one write.
-            all_done = decision.status is not None and _all_done(decision.status.stages, jobs)
-            return _succeed(view, decision.status or view.status) if all_done else decision
+            if decision.status is not None and _all_done(decision.status.stages, jobs):
+                # The last stage's end and the run's are one write.
+                return _succeed(view, decision.status)
+            return decision
     return _succeed(view, view.status)
 
 

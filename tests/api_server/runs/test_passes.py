@@ -123,6 +123,31 @@ def test_conflicts_without_end_get_pauses_and_a_log_line(passes: Passes, caplog:
     assert passes.bench.status()["state"] == "PlanReady"
 
 
+def test_a_refusal_behind_conflicts_is_told_of_at_once_and_once(passes: Passes) -> None:
+    """Conflicts are waited for longer; what they were counted for must not hide another trouble."""
+    passes.bench.run()
+    passes.look()
+    passes.bench.confirm(suspend=True)
+    passes.look()
+    passes.bench.wait_for_state("Suspended")
+    with no_jobs(passes.bench):
+        counter = iter(range(100))
+        passes.cluster.touch = lambda: passes.bench.patch(
+            "trainingrun", "run", {"metadata": {"labels": {"touched": str(next(counter))}}}
+        )
+        passes.bench.patch("trainingrun", "run", {"spec": {"ttlSecondsAfterFinished": 9999}})
+        for _ in range(4):
+            passes.look()
+        assert passes.complaints() == []
+        del passes.cluster.touch
+        passes.bench.patch("trainingrun", "run", {"spec": {"suspend": False}})
+        for _ in range(5):
+            with pytest.raises(ApiError):
+                passes.look()
+            assert len(passes.complaints()) == 1
+    assert "no Jobs on Sundays" in passes.complaints()[0]
+
+
 def test_one_conflict_is_nothing_to_tell(passes: Passes, caplog: pytest.LogCaptureFixture) -> None:
     passes.bench.run()
     for attempts in (4, 5, 6):

@@ -134,8 +134,7 @@ def test_bodies_and_rates_are_limited(trainer: Trainer) -> None:
     answers = [trainer.post(token, {"trainerStatus": {"progressPercentage": number}}) for number in range(70)]
     assert answers[0] == 200 and answers[-1] == 429
     assert trainer.post(trainer.token(), {"trainerStatus": {"progressPercentage": 77}}) == 200, "another token"
-    told = lambda: trainer.bench.status().get("progress", {})  # noqa: E731
-    trainer.bench.wait(lambda: told().get("percent") == 77, 60)
+    trainer.bench.wait(lambda: trainer.bench.status().get("progress", {}).get("percent") == 77, 60)
 
 
 class Replica:
