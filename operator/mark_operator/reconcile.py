@@ -303,9 +303,9 @@ class Reconciler:
             self._health.held_gpus(kind, usage.stage, usage.gpu_seconds)
 
     def _count_deleted(self, view: View, deletion: Deletion) -> None:
-        job = view.seen.own_jobs.get(deletion.name)
-        if job is not None and not is_finished(job):
-            stage = job["metadata"]["labels"][names.STAGE_LABEL]
+        job = view.seen.own_jobs.get(deletion.name, {})
+        stage = job.get("metadata", {}).get("labels", {}).get(names.STAGE_LABEL)
+        if stage is not None and not is_finished(job):  # a Job that a stranger gave to the run has no stage
             self._health.held_gpus(view.seen.key.kind, stage, gpu_seconds(job, view.now))
 
     async def _tell(self, key: RunKey, run: Body, event: Event) -> None:

@@ -5,13 +5,14 @@ import contextlib
 import json
 import ssl
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import aiohttp
 from aiohttp import web
 
+Answer = TypeVar("Answer")
 MUTATING = ("POST", "PUT", "PATCH", "DELETE")
 # Reads in disguise, and what keeps the operator itself alive: not part of a run's story.
 ASIDE = ("/leases", "/events", "tokenreviews", "accessreviews", "/secrets")
@@ -131,7 +132,7 @@ class FaultProxy:
         self._first_lists: dict[str, tuple[int, bytes, str]] = {}
         self._events: Counter[str] = Counter()
         self._streams: set[Stream] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._runner: web.AppRunner | None = None
         self._session: aiohttp.ClientSession | None = None
 
@@ -190,7 +191,8 @@ class FaultProxy:
         self.lists += _is_a_list(request)
         if not _counts(request):
             return await self._read(request, scene, body)
-        return await self._write(request, namespace, body)
+        # What is on its way to the API server is carried out, and counted, although the caller may be gone by then.
+        return await asyncio.shield(self._in_background(self._write(request, namespace, body)))
 
     async def _write(self, request: web.Request, namespace: str, body: bytes) -> web.StreamResponse:
         scene = self.scene(namespace)
@@ -296,15 +298,15 @@ class FaultProxy:
     def _suffers(self, namespace: str, *kinds: Ailment) -> bool:
         return self.scene(namespace).suffers(*kinds) or self.everywhere.suffers(*kinds)
 
-    def _in_background(self, work: Any) -> "asyncio.Task[None]":
-        task: asyncio.Task[None] = asyncio.create_task(work)
+    def _in_background(self, work: Coroutine[Any, Any, Answer]) -> "asyncio.Task[Answer]":
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     @staticmethod
     def _hang_up(request: web.Request) -> web.Response:
-        with contextlib.suppress(AttributeError):  # the peer may have gone first
+        if request.transport is not None:  # the peer may have gone first
             request.transport.abort()
         return web.Response(status=502)
 

@@ -145,8 +145,8 @@ def test_every_valid_spec_gets_a_state_and_a_reason(plane: ApiServer, tally: Tal
 
     runs = asyncio.run(tell())
     assert len(runs) == len(specs), "the API server took every one"
-    elsewhere = {run["metadata"]["name"]: (declared(run), run.get("status", {}).get("state")) for run in runs if not is_settled(run)}
-    assert elsewhere == {}, "(declared, reached)"
+    elsewhere = {run["metadata"]["name"]: (declared(run), run.get("status")) for run in runs if not is_settled(run)}
+    assert elsewhere == {}, "(declared, status)"
     reached = Counter(run["status"]["state"] for run in runs)
     assert reached.keys() >= {"Planning", "PlanReady", "Succeeded"}, reached
     failed = [run["metadata"]["name"] for run in runs if "PlanningFailed" in json.dumps(run["status"]["conditions"])]
