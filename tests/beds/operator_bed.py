@@ -380,14 +380,14 @@ async def _events(rest: Rest, namespace: str) -> Counter[str]:
 async def _children_at_rest(rest: Rest, namespace: str, gone: bool) -> dict[str, str]:
     """What a run can own, once Kubernetes' own controllers have done their part."""
     end = asyncio.get_running_loop().time() + CONTROLLER_SECONDS
-    before, found = None, await _children(rest, namespace)
+    before, found = None, await children(rest, namespace)
     while (found != before or (gone and found) or "going" in found.values()) and asyncio.get_running_loop().time() < end:
         await asyncio.sleep(0.5)
-        before, found = found, await _children(rest, namespace)
+        before, found = found, await children(rest, namespace)
     return found
 
 
-async def _children(rest: Rest, namespace: str) -> dict[str, str]:
+async def children(rest: Rest, namespace: str) -> dict[str, str]:
     """Every object in the namespace that a run can own, with how it stands."""
     found = {}
     for resource, group in CHILDREN.items():

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from mark_crds import names
 from mark_operator.queue import WORKERS
 from mark_operator.run.plan import plan_digest
-from operator_bed import UNHURRIED, Case, Crowd, crowd
+from operator_bed import UNHURRIED, Case, Crowd, children, crowd
 from rest import Refused
 from schema_specs import Mistake, mistakes, obeying, spec_schema, values
 from tally import WHOLE, Tally
@@ -33,8 +33,12 @@ AT_ONCE = 16
 HEALTHY = 200
 # Of each poison that makes every pass raise: together more than there are workers, so that none is left if each holds one.
 RAISING_OF_EACH = 20
+# If poisoned runs held the workers during the pauses after their passes, which double up to a minute, most of the healthy ones would wait for minutes.
+NOT_HELD_SECONDS = 30.0
 SETTLES_SECONDS = 600.0
 MOST_NODES = 2
+DEADLINES = frozenset({"activeDeadlineSeconds", "pendingDeadlineSeconds", "queueDeadlineSeconds"})
+LONGER_THAN_A_TEST_SECONDS = 3600
 
 
 async def _nobody(_: Person) -> None:
@@ -73,6 +77,8 @@ def to_the_end(spec: Body) -> Body:
 def at_home(spec: Body) -> Body:
     """The spec with names that exist in the test's namespace, so that it can run there."""
     kept = {key: value for key, value in spec.items() if key not in ("image", "priorityClassName", "confirmPlan")}
+    # On a busy machine, a limit of seconds comes before the state.
+    kept |= {key: max(kept[key], LONGER_THAN_A_TEST_SECONDS) for key in DEADLINES & kept.keys() if kept[key] > 0}
     resources = {key: value for key, value in spec.get("resources", {}).items() if key != "gpuResource"}
     resources["nodes"] = min(resources.get("nodes", 1), MOST_NODES)
     return {**kept, "workspace": {"claimName": CLAIM}, "resources": resources}
@@ -136,17 +142,17 @@ async def _settled(bed: Crowd, plural: str) -> list[Body]:
 def test_every_valid_spec_gets_a_state_and_a_reason(plane: ApiServer, tally: Tally, plural: str, tmp_path: Path) -> None:
     specs, log = specs_of(plural, VALID_OF_EACH_KIND), tmp_path / "operator.log"
 
-    async def tell() -> list[Body]:
+    async def tell() -> tuple[list[Body], dict[str, str]]:
         async with crowd(plane, [BED], log, timings=UNHURRIED, approval="Field") as bed:
             path, rest = runs_path(plural, bed.namespaces[0]), bed.people[0].rest
             bodies = [manifest(KINDS[plural], f"r{number}", spec) for number, spec in enumerate(specs)]
             await each(bodies, lambda body: rest.post(path, body))
-            return await _settled(bed, plural)
+            return await _settled(bed, plural), await children(rest, bed.namespaces[0])
 
-    runs = asyncio.run(tell())
+    runs, owned = asyncio.run(tell())
     assert len(runs) == len(specs), "the API server took every one"
     elsewhere = {run["metadata"]["name"]: (declared(run), run.get("status")) for run in runs if not is_settled(run)}
-    assert elsewhere == {}, "(declared, status)"
+    assert elsewhere == {}, f"(declared, status), and all that the runs own: {owned}"
     reached = Counter(run["status"]["state"] for run in runs)
     assert reached.keys() >= {"Planning", "PlanReady", "Succeeded"}, reached
     failed = [run["metadata"]["name"] for run in runs if "PlanningFailed" in json.dumps(run["status"]["conditions"])]
@@ -309,8 +315,7 @@ def test_nobody_waits_for_a_poisoned_neighbour(plane: ApiServer, tally: Tally, t
     assert {name: states[name] for name in poisoned} == {name: poison.becomes for name, poison in poisoned.items()}
     slowest, usual = (statistics.quantiles(seconds, n=20)[-1] for seconds in (beside, alone))
     print(f"95 % of {HEALTHY} runs planned within {slowest:.2f} s beside poisoned ones, {usual:.2f} s without")
-    # A worker that a poisoned run holds would cost the whole pause after its pass, up to a minute; what is left is the noise of a shared machine.
-    assert slowest < 3 * usual + 1
+    assert slowest < 3 * usual + NOT_HELD_SECONDS
     with tally.of("misoperation", "poison") as counts:
         counts["healthy runs beside poisoned ones"] = len(beside)
         counts["passes that raised"] = failed.total()
