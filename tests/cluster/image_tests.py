@@ -20,7 +20,7 @@ from local_cluster.console import say
 from local_cluster.errors import ClusterError
 
 # What the tests need besides the image; all of it is pure Python.
-TEST_PACKAGES = ("pytest", "pluggy", "iniconfig", "pytest-timeout", "reportlab")
+TEST_PACKAGES = ("pytest", "pluggy", "iniconfig", "pytest-timeout", "pytest-xdist", "execnet", "reportlab")
 # These ask the operator's code, a certificate library or the benchmarks, which the image does not have; they run outside.
 OUTSIDE = ("test_progress.py", "test_replay.py", "test_gpu_benchmark.py")
 BESIDE = "/beside"
@@ -34,6 +34,8 @@ LONG = (
 )
 CHOSEN = (
     "-q",
+    "--numprocesses=2",
+    "--dist=loadfile",
     "-p",
     "no:cacheprovider",
     "--durations=10",
