@@ -283,6 +283,7 @@ async def tell_all(
         starts, made, lists = bed.process.starts, bed.proxy.ledger.made.copy(), bed.proxy.lists
         if afterwards is not None:
             await bed.process.hand_over(timings=afterwards)
+        await _listed(bed.proxy, lists)
         await asyncio.sleep(longest_period(afterwards or timings) + 1)
         late_writes, late_lists = bed.proxy.ledger.made - made, bed.proxy.lists - lists
         outcomes = [
@@ -330,6 +331,13 @@ async def _quiet(ledger: Ledger, seconds: float = 1.5) -> None:
     while calls != ledger.calls:
         calls = ledger.calls
         await asyncio.sleep(seconds)
+
+
+async def _listed(proxy: FaultProxy, lists: int) -> None:
+    """Wait until the operator goes through all runs once more; one that was killed at the end of the story has to start first."""
+    end = asyncio.get_running_loop().time() + HAND_OVER_SECONDS
+    while proxy.lists == lists and asyncio.get_running_loop().time() < end:
+        await asyncio.sleep(0.2)
 
 
 async def _outcome(person: Person, namespace: str, proxy: FaultProxy, over_at: float) -> Outcome:
