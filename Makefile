@@ -52,7 +52,7 @@ test-cluster: cluster-up images corpus ## whole runs on the local cluster
 test-lifecycle: setup ## the local cluster itself: start, stop, unclean stop (takes the cluster away meanwhile)
 	$(PYTEST) -m lifecycle tests/cluster
 
-test-faults: setup ## a kill after each write of each story, each answer lost, watches in trouble, partitions, lies, wrong specs (under two hours)
+test-faults: setup ## every write of every story lost or fatal, watches in trouble, partitions, lies, wrong specs (hours, on two cores)
 	MARK_FAULTS=whole $(PYTEST) -n 2 --dist load tests/faults
 
 test-image: setup ## the trainer's tests inside the trainer's image, as an ordinary user on a read-only root

@@ -18,27 +18,23 @@ CROWD = 40
 CRASHES: tuple[Harm, ...] = ("kill-before", "kill")
 LOST_ANSWERS: tuple[Harm, ...] = ("lose-answer", "time-out")
 HARMS: tuple[Harm, ...] = (*CRASHES, *LOST_ANSWERS, "conflict", "too-many", "server-error", "never-sent")
-# One write in so many of each story: in `make test`, and in `make test-faults`. Before a write, everything stands as it stood after the one before;
-# and a refusal is the same for each write, while what a lost answer hides is different for each.
+# In `make test`, one write in so many of each story; `make test-faults` takes every one.
 SAMPLE = 16
-EVERY: dict[Harm, int] = {"kill": 1, **dict.fromkeys(LOST_ANSWERS, 1)}
-EVERY_OF_THE_REST = 3
-# Where each write takes an operator of its own, one story is work enough for a test.
 PARTS = 4
 
 
 def groups_of(harm: Harm, whole: bool = WHOLE) -> dict[str, tuple[Workload, ...]]:
-    """The stories that one test tells together, by the name of the test."""
+    """The stories that one test tells: where each write takes an operator of its own, one is enough; crowds are best filled from several."""
     if not whole:
         return {"sample": WORKLOADS}
-    if harm == "kill":
+    if harm in CRASHES:
         return {workload.name: (workload,) for workload in WORKLOADS}
     return {f"part-{part + 1}": WORKLOADS[part::PARTS] for part in range(PARTS)}
 
 
 def cases_of(workloads: tuple[Workload, ...], harm: Harm, references: Mapping[str, Outcome], whole: bool) -> list[Case]:
     """One case for each write, or for a sample of the writes that differs from story to story and harm to harm."""
-    cases, step = [], EVERY.get(harm, EVERY_OF_THE_REST) if whole else SAMPLE
+    cases, step = [], 1 if whole else SAMPLE
     for workload in workloads:
         first = 1 + (7 * HARMS.index(harm) + 5 * WORKLOADS.index(workload)) % step
         cases += [Case(workload, Fault(harm, at)) for at in range(first, references[workload.name].calls + 1, step)]

@@ -33,8 +33,8 @@ AT_ONCE = 16
 HEALTHY = 200
 # Of each poison that makes every pass raise: together more than there are workers, so that none is left if each holds one.
 RAISING_OF_EACH = 20
-# If poisoned runs held the workers during the pauses after their passes, which double up to a minute, most of the healthy ones would wait for minutes.
-NOT_HELD_SECONDS = 30.0
+# Less than the pauses after failed passes, which double up to a minute: healthy runs would wait for them if poisoned ones held the workers meanwhile.
+NOT_HELD_SECONDS = 15.0
 SETTLES_SECONDS = 600.0
 MOST_NODES = 2
 DEADLINES = frozenset({"activeDeadlineSeconds", "pendingDeadlineSeconds", "queueDeadlineSeconds"})
