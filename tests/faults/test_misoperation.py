@@ -31,9 +31,10 @@ VALID_OF_EACH_KIND = 1000 if WHOLE else 75
 INVALID_OF_EACH_KIND = 1000
 AT_ONCE = 16
 HEALTHY = 200
-# Of each poison that makes every pass raise: together more than there are workers, so that none is left if each holds one.
-RAISING_OF_EACH = 20
-# Less than the pauses after failed passes, which double up to a minute: healthy runs would wait for them if poisoned ones held the workers meanwhile.
+# Of each poison that makes every pass raise: together several times as many as there are workers, and each has failed so often, before healthy runs
+# come, that its pauses are long. If it held a worker meanwhile, the healthy ones would wait for several such pauses.
+RAISING_OF_EACH = 60
+FAILED_BEFORE = 4
 NOT_HELD_SECONDS = 15.0
 SETTLES_SECONDS = 600.0
 MOST_NODES = 2
@@ -286,6 +287,14 @@ def failed_passes(log: str) -> Counter[str]:
     return Counter(line["run"].rsplit("/", 1)[1] for line in lines if line["message"].startswith("the pass failed"))
 
 
+async def _all_failed(log: Path, names_of_runs: set[str]) -> None:
+    """Wait until passes over each of the runs have failed so often that the pauses are long."""
+    end = time.monotonic() + SETTLES_SECONDS
+    while min(failed_passes(log.read_text())[name] for name in names_of_runs) < FAILED_BEFORE:
+        assert time.monotonic() < end, "passes over the poisoned runs should fail again and again"
+        await asyncio.sleep(1)
+
+
 def stands(run: Body) -> tuple[str, str]:
     status = run.get("status", {})
     headline = next((item["reason"] for item in status.get("conditions", ()) if item["type"] == "Progressing"), "")
@@ -298,13 +307,14 @@ def test_nobody_waits_for_a_poisoned_neighbour(plane: ApiServer, tally: Tally, t
     log = tmp_path / "operator.log"
     poisoned = {f"{poison.name}-{number}": poison for poison in POISONS for number in range(RAISING_OF_EACH if poison.raises else 3)}
     raising = {name for name, poison in poisoned.items() if poison.raises}
-    assert len(raising) > WORKERS
+    assert len(raising) > 2 * WORKERS
 
     async def tell() -> tuple[list[float], list[float], Body]:
         async with crowd(plane, [BED], log, timings=UNHURRIED) as bed:
             await _planning_seconds(bed, "first")  # until everything is warm
             alone = await _planning_seconds(bed, "alone")
             await each(poisoned, lambda name: _poison(bed, poisoned[name], name))
+            await _all_failed(log, raising)
             beside = await _planning_seconds(bed, "beside")
             found = (await bed.people[0].rest.get(runs_path("trainingruns", bed.namespaces[0])))["items"]
             return alone, beside, {run["metadata"]["name"]: stands(run) for run in found}
