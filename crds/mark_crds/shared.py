@@ -7,7 +7,8 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from mark_crds.model import Model, Rule
 
-DECIMAL_PATTERN = r"^(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,2})?$"
+# Written out in full, or short with an exponent of one digit: then its one spelling is no longer than 24 characters, either.
+DECIMAL_PATTERN = r"^((0|[1-9][0-9]*)(\.[0-9]+)?|(0|[1-9][0-9]{0,4})(\.[0-9]{1,12})?[eE][+-]?0?[0-9])$"
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 PATH_PATTERN = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$"
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-LONGEST = 1024
+# A condition holds so many characters, an Event so many bytes.
+LONGEST_BYTES = 1024
 
 SENTENCES = {
     # Before the start
@@ -112,6 +113,9 @@ def note(reason: str, **facts: object) -> Note:
 
 
 def shorten(text: str) -> str:
-    """The text in one line, as long as a condition may hold, without characters that steer a terminal."""
+    """The text in one line, as long as a condition and an Event may hold, without characters that steer a terminal."""
     line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
-    return line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"
+    whole, mark = line.encode(), "…"
+    if len(whole) <= LONGEST_BYTES:
+        return line
+    return whole[: LONGEST_BYTES - len(mark.encode())].decode(errors="ignore") + mark

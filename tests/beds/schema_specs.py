@@ -1,13 +1,17 @@
 """Manifests made from a CRD's structural schema alone: valid ones, and each with one mistake at a known field. It must not import the typed models."""
 
 import copy
+import json
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 Body = dict[str, Any]
@@ -59,6 +63,25 @@ def _objects(schema: Schema) -> st.SearchStrategy[Body]:
     makers = {name: values(inner) for name, inner in schema["properties"].items()}
     required = {name: makers.pop(name) for name in schema.get("required", ())}
     return st.fixed_dictionaries(required, optional=makers)
+
+
+def drawn(plural: str, count: int) -> list[Body]:
+    """So many specs that the schema allows, always the same ones. They are drawn in a process of its own, since Hypothesis is led by constants of all modules that are loaded."""
+    command = [sys.executable, __file__, plural, str(count)]
+    found: list[Body] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return found
+
+
+def _draw(plural: str, count: int) -> list[Body]:
+    found: list[Body] = []
+
+    @settings(max_examples=count, derandomize=True, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(values(spec_schema(plural)))
+    def collect(spec: Body) -> None:
+        found.append(spec)
+
+    collect()
+    return found
 
 
 def obeying(spec: Body, plural: str) -> Body:
@@ -208,3 +231,7 @@ def _with(spec: Body, path: tuple[str, ...], value: Any) -> Body:
         value = {**place[path[-1]], **value}
     place[path[-1]] = value
     return changed
+
+
+if __name__ == "__main__":
+    print(json.dumps(_draw(sys.argv[1], int(sys.argv[2]))))

@@ -3,15 +3,16 @@
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mark_crds import generate
 from mark_crds.eval_run import EvalRun
 from mark_crds.job_input import canonical_json
 from mark_crds.registered_model import RegisteredModel
-from mark_crds.shared import normal_decimal
+from mark_crds.shared import DECIMAL_PATTERN, DecimalText, normal_decimal
 from mark_crds.structural import structural_schema
 from mark_crds.training_run import TrainingRun
+from pydantic import TypeAdapter, ValidationError
 
 REFUSED_KEYWORDS = {"$ref", "$defs", "anyOf", "title", "const", "exclusiveMinimum", "exclusiveMaximum", "propertyNames"}
 KINDS = [TrainingRun, EvalRun, RegisteredModel]
@@ -74,6 +75,24 @@ def test_normal_decimal_keeps_the_value_and_is_stable(digits: int, exponent: int
     normal = normal_decimal(f"{digits}e{exponent}")
     assert Decimal(normal) == Decimal(f"{digits}e{exponent}")
     assert normal_decimal(normal) == normal
+
+
+@settings(max_examples=500)
+@given(st.from_regex(DECIMAL_PATTERN.replace("$", r"\Z"), alphabet=st.characters(codec="ascii")).filter(lambda text: len(text) <= 24))
+def test_the_one_spelling_of_a_decimal_is_a_decimal_again(text: str) -> None:
+    """A number that is written back in its one spelling is read again by every Job of the run."""
+    assert TypeAdapter(DecimalText).validate_python(normal_decimal(text)) == normal_decimal(text)
+
+
+@pytest.mark.parametrize("text", ["99999.123456789012e9", "0.123456789012e-9", "1E-09", "9" * 24])
+def test_decimals_at_their_limits(text: str) -> None:
+    assert len(TypeAdapter(DecimalText).validate_python(text)) <= 24
+
+
+@pytest.mark.parametrize("text", ["1e-10", "1e-55", "1e99", "123456e1", "0.1234567890123e-5", "9" * 25])
+def test_decimals_beyond_them_are_refused(text: str) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(DecimalText).validate_python(text)
 
 
 def test_canonical_json_refuses_floats() -> None:

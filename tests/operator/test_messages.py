@@ -8,7 +8,7 @@ import pytest
 from mark_crds.run import RunStatus
 from mark_crds.shared import Condition
 from mark_operator.conditions import MEANINGS, conditions_of, merge
-from mark_operator.messages import LONGEST, SENTENCES, Note, note, shorten
+from mark_operator.messages import LONGEST_BYTES, SENTENCES, Note, note, shorten
 from mark_operator.settings import Settings, load_settings
 from run_builders import DIGEST
 
@@ -36,7 +36,10 @@ def test_every_reason_in_the_sources_has_its_sentence_and_every_sentence_a_use()
 
 
 def test_long_texts_become_one_short_line() -> None:
-    assert shorten("a\n  b") == "a b" and len(shorten("x" * 5000)) == LONGEST
+    assert shorten("a\n  b") == "a b" and shorten("x" * LONGEST_BYTES) == "x" * LONGEST_BYTES
+    for sign in "xä…":
+        short = shorten(sign * 5000)
+        assert short.endswith("…") and LONGEST_BYTES - 2 <= len(short.encode()) <= LONGEST_BYTES
 
 
 def test_every_state_has_its_meaning() -> None:

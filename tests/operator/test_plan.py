@@ -8,14 +8,16 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from mark_crds import names
 from mark_crds.job_input import JobInput
 from mark_crds.run import SWITCHES
 from mark_operator.messages import Note
 from mark_operator.planning import plan
-from mark_operator.run.plan import plan_digest, stored_jobs
+from mark_operator.run.plan import Rendering, plan_digest, stored_jobs
 from mark_operator.seen import RunKey
 from mark_operator.settings import Settings
 from run_builders import KEY, SETTINGS, SPECS, evaluating, rendering_of, training
+from schema_specs import drawn, obeying
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "plans"
 GOLDEN_SPECS = {
@@ -45,6 +47,16 @@ def test_plans_are_as_they_were(name: str) -> None:
     if os.environ.get("MARK_REFRESH_GOLDEN"):
         path.write_text(text)
     assert yaml.safe_load(path.read_text()) == yaml.safe_load(text)
+
+
+@pytest.mark.parametrize(("kind", "plural"), [("TrainingRun", "trainingruns"), ("EvalRun", "evalruns")])
+def test_every_spec_that_the_schema_allows_has_a_plan_that_its_jobs_can_read(kind: str, plural: str) -> None:
+    key = RunKey(kind, KEY.namespace, KEY.name)
+    for spec in (obeying(spec, plural) for spec in drawn(plural, 300)):
+        rendering = plan(key, spec, SETTINGS)
+        assert isinstance(rendering, Rendering) or rendering.reason == "ModelNotFound", (spec, rendering)
+        if isinstance(rendering, Rendering):
+            assert JobInput.model_validate_json(rendering.data[names.JOB_INPUT_KEY]) == rendering.job_input
 
 
 # One other valid value for every field of a spec that is not a switch.

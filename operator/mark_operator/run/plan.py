@@ -51,13 +51,15 @@ class Work:
 
 
 def render(work: Work) -> Rendering:
-    """The plan of resolved work. Equal work renders to equal bytes."""
+    """The plan of resolved work. Equal work renders to equal bytes. Raises ValidationError for work that a Job could
+    not read again."""
     stages = ("preflight", *work.job_input.stages)
     jobs = tuple(job_template(work.means, stage) for stage in stages)
     data = {
         names.JOB_INPUT_KEY: canonical_json(work.job_input.to_dict()),
         names.JOBS_KEY: canonical_json(list(jobs)),
     }
+    JobInput.model_validate_json(data[names.JOB_INPUT_KEY])  # or it would only show once something runs
     return Rendering(work.means, work.job_input, jobs, data, plan_digest(data), work.warnings)
 
 
