@@ -113,10 +113,19 @@ class Queue(Generic[Key]):
         """One pass; the pause until the next one."""
         try:
             pause = await self._work(key)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and _is_told_to_end():
+                raise
             failures = self._failures[key] = self._failures.get(key, 0) + 1
             delay = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(failures, 20)) * random.uniform(0.5, 1.0)
             log.exception("the pass failed, next one in %.1f s: %s", delay, error, extra={"run": str(key)})
             return float(delay)
         self._failures.pop(key, None)
         return pause
+
+
+def _is_told_to_end() -> bool:
+    """Whether somebody cancelled this task. What is raised when something that it waits for is cancelled looks the
+    same, and would end a worker without a word."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -45,6 +45,26 @@ def test_a_key_is_never_worked_on_twice_at_once_and_no_news_is_lost() -> None:
     assert seen[-1] == 39 and len(seen) < 39, "the last state was seen, and many were joined"
 
 
+def test_a_pass_whose_awaited_future_is_cancelled_ends_no_worker() -> None:
+    """What it raises looks like the cancellation of the worker itself."""
+    passes: Counter[str] = Counter()
+
+    async def work(key: str) -> None:
+        passes[key] += 1
+        if passes[key] == 1:
+            future = asyncio.get_running_loop().create_future()
+            future.cancel()
+            await future
+
+    async def story(queue: Queue[str]) -> None:
+        for key in "abc":
+            queue.add(key)
+        await asyncio.sleep(2.5)
+
+    run(work, story, workers=1)
+    assert passes == {"a": 2, "b": 2, "c": 2}
+
+
 def test_a_failing_key_is_tried_again_and_delays_no_other() -> None:
     passes: Counter[str] = Counter()
 
