@@ -4,7 +4,7 @@ clock."""
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -47,6 +47,23 @@ PODS_LISTED_SECONDS = 15
 LONGEST_PASS = 8
 
 
+@dataclass
+class Stumbles:
+    """The passes over a run, one after another, that came to no end."""
+
+    times: int = 0
+    failures: int = 0
+    """Those of them that ended by something else than a conflict."""
+    told_at: int = -TOLD_AGAIN_AFTER
+    """At which of these the run's owner was last told."""
+
+    @property
+    def too_many(self) -> bool:
+        """Whether it is time to tell the run's owner."""
+        last_long = self.failures >= PATIENCE or self.times >= PATIENCE_WITH_CONFLICTS
+        return last_long and self.times - self.told_at >= TOLD_AGAIN_AFTER
+
+
 class Reconciler:
     """Brings one run at a time a step further."""
 
@@ -61,16 +78,13 @@ class Reconciler:
         self._questions = Questions(cluster)
         self._checked: dict[RunKey, datetime] = {}
         self._written: dict[RunKey, str] = {}
-        self._stumbles: dict[RunKey, int] = {}
-        """How often in a row the passes over a run came to no end."""
-        self._told: dict[RunKey, int] = {}
-        """At which of these its owner was last told."""
+        self._stumbles: dict[RunKey, Stumbles] = {}
 
     async def look_at(self, key: RunKey) -> float | None:
         """One pass; the seconds until the next look, if there should be one without an event."""
         body = await self._cluster.get(key.kind, key.namespace, key.name)
         if body is None:
-            for memory in (self._checked, self._written, self._stumbles, self._told):
+            for memory in (self._checked, self._written, self._stumbles):
                 memory.pop(key, None)
             return None
         try:
@@ -81,15 +95,14 @@ class Reconciler:
             if error.from_the_past:
                 log.warning("looked again later: %s", error, extra={"run": str(key)})
                 return PAST_SECONDS
-            await self._stumble(key, body, str(error), PATIENCE_WITH_CONFLICTS if error.status == 409 else PATIENCE)
+            await self._stumble(key, body, str(error), conflict=error.status == 409)
             if error.status not in (404, 409):
                 raise
             return self._look_again(key, error)
         except Exception as error:
-            await self._stumble(key, body, f"{type(error).__name__}: {error}", PATIENCE)
+            await self._stumble(key, body, f"{type(error).__name__}: {error}")
             raise
         self._stumbles.pop(key, None)
-        self._told.pop(key, None)
         return pause
 
     async def _pass(self, key: RunKey, body: Body) -> float | None:
@@ -98,18 +111,20 @@ class Reconciler:
             return None
         return await self._step_by_step(await self._see(key, body))
 
-    async def _stumble(self, key: RunKey, body: Body, problem: str, patience: int) -> None:
+    async def _stumble(self, key: RunKey, body: Body, problem: str, *, conflict: bool = False) -> None:
         """Count one more pass that came to no end, and tell the run's owner if it was one too many."""
-        times = self._stumbles[key] = self._stumbles.get(key, 0) + 1
-        if times >= patience and times - self._told.get(key, -TOLD_AGAIN_AFTER) >= TOLD_AGAIN_AFTER:
-            self._told[key] = times
+        stumbles = self._stumbles.setdefault(key, Stumbles())
+        stumbles.times += 1
+        stumbles.failures += not conflict
+        if stumbles.too_many:
+            stumbles.told_at = stumbles.times
             why = note("PassFailed", problem=problem)
             await self._tell(key, body, Event("Warning", why.reason, why.message))
 
     def _look_again(self, key: RunKey, error: ApiError) -> float:
         """The pause after a write that somebody came before, most often the progress server, or that found its object
         deleted: another look shows what stands there now. What does not pass must not turn in a circle."""
-        times = self._stumbles[key]
+        times = self._stumbles[key].times
         if times < PATIENCE:
             return GONE_SECONDS if error.missing else 0
         pause = 2.0 ** min(times - PATIENCE, 6)
