@@ -43,6 +43,8 @@ HAND_OVER_SECONDS = 60.0
 # The exception at the end of a traceback, also where several are drawn with bars.
 EXCEPTION = re.compile(r"^[ |]*([\w.]+(?:Error|Exception|Interrupt))\b", re.MULTILINE)
 CONTROLLER_SECONDS = 30.0
+# A crowd on a busy machine takes minutes for what a story alone does in seconds.
+PATIENCE_WITH_CROWDS_SECONDS = 400.0
 # Children that a run may own; Pods belong to their Jobs.
 CHILDREN = {"jobs": "/apis/batch/v1", "configmaps": "/api/v1", "services": "/api/v1", "pods": "/api/v1"}
 

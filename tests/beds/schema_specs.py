@@ -68,7 +68,7 @@ def _objects(schema: Schema) -> st.SearchStrategy[Body]:
 def drawn(plural: str, count: int) -> list[Body]:
     """So many specs that the schema allows, always the same ones. They are drawn in a process of its own, since Hypothesis is led by constants of all modules that are loaded."""
     command = [sys.executable, __file__, plural, str(count)]
-    found: list[Body] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    found: list[Body] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     return found
 
 

@@ -8,15 +8,13 @@ from pathlib import Path
 import pytest
 from control_plane import ApiServer
 from fault_proxy import Fault, Harm
-from operator_bed import ALONE, CROWDED, Case, Outcome, Told, tell_all
+from operator_bed import ALONE, CROWDED, PATIENCE_WITH_CROWDS_SECONDS, Case, Outcome, Told, tell_all
 from tally import WHOLE, Tally
 from undisturbed import broken
 from workloads import WORKLOADS, Workload
 
 AT_ONCE = 4
 CROWD = 40
-# A crowd on a busy machine takes minutes for what a story alone does in seconds.
-PATIENCE_SECONDS = 400
 CRASHES: tuple[Harm, ...] = ("kill-before", "kill")
 LOST_ANSWERS: tuple[Harm, ...] = ("lose-answer", "time-out")
 HARMS: tuple[Harm, ...] = (*CRASHES, *LOST_ANSWERS, "conflict", "too-many", "server-error", "never-sent")
@@ -57,7 +55,9 @@ async def each_alone(plane: ApiServer, cases: list[Case], folder: Path) -> Told:
 async def in_crowds(plane: ApiServer, cases: list[Case], folder: Path) -> Told:
     return Told.together(
         [
-            await tell_all(plane, cases[at : at + CROWD], folder / f"{at}.log", timings=CROWDED, patience=PATIENCE_SECONDS)
+            await tell_all(
+                plane, cases[at : at + CROWD], folder / f"{at}.log", timings=CROWDED, patience=PATIENCE_WITH_CROWDS_SECONDS
+            )
             for at in range(0, len(cases), CROWD)
         ]
     )

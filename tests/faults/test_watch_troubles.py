@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 from control_plane import ApiServer
 from fault_proxy import Ailment, Trouble
-from operator_bed import AS_INSTALLED, CROWDED, Case, Outcome, Partition, tell_all
+from operator_bed import AS_INSTALLED, CROWDED, PATIENCE_WITH_CROWDS_SECONDS, Case, Outcome, Partition, tell_all
 from tally import WHOLE, Tally
 from undisturbed import broken
 from workloads import WORKLOADS
 
 Body = dict[str, Any]
 CROWD = 35
-PATIENCE_SECONDS = 400
 LONGEST_UNTIL_A_LOOK_SECONDS = 90
 # A busy machine does not cost the operator its Lease, which no trouble with one namespace touches.
 PATIENT: Body = {**AS_INSTALLED, "leaseSeconds": 60, "renewSeconds": 5}
@@ -65,7 +64,7 @@ def test_every_trouble_heals(
     with tally.of("watch troubles", kind) as counts:
         for at in range(0, len(all_cases), CROWD):
             cases, log = all_cases[at : at + CROWD], tmp_path / f"{at}.log"
-            told = asyncio.run(tell_all(plane, cases, log, patience=PATIENCE_SECONDS, timings=timings, afterwards=CROWDED))
+            told = asyncio.run(tell_all(plane, cases, log, patience=PATIENCE_WITH_CROWDS_SECONDS, timings=timings, afterwards=CROWDED))
             assert not (found := broken(references, cases, told)), f"{len(found)} of {len(cases)}: {found}"
             outcomes = [outcome for outcome in told.outcomes if not isinstance(outcome, str)]
             # When the story is over before the trouble is, or ends by a pass that had begun before, nothing is left to look for.
@@ -104,7 +103,7 @@ def test_every_partition_heals(
                     plane,
                     cases,
                     tmp_path / f"{turn}.log",
-                    patience=PATIENCE_SECONDS + partition.seconds,
+                    patience=PATIENCE_WITH_CROWDS_SECONDS + partition.seconds,
                     partition=partition,
                     timings=PARTITIONED,
                     afterwards=CROWDED,
