@@ -31,7 +31,20 @@ RUN_COLUMNS: list[dict[str, Any]] = [
     {"name": "GPUs", "type": "integer", "jsonPath": ".spec.resources.gpusPerNode", "description": "GPUs of each Pod."},
     {"name": "Plan", "type": "string", "jsonPath": ".status.plan.shortHash"},
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
-    {"name": "Reason", "type": "string", "jsonPath": '.status.conditions[?(@.type=="Ready")].reason', "priority": 1},
+    {
+        "name": "Reason",
+        "type": "string",
+        "jsonPath": '.status.conditions[?(@.type=="Progressing")].reason',
+        "priority": 1,
+    },
+    {
+        "name": "ETA",
+        "type": "integer",
+        "jsonPath": ".status.progress.etaSeconds",
+        "description": "Seconds that the stage still takes.",
+        "priority": 1,
+    },
+    {"name": "Tokens/s", "type": "string", "jsonPath": ".status.progress.tokensPerSecond", "priority": 1},
 ]
 TRAINING_COLUMNS: list[dict[str, Any]] = [
     *RUN_COLUMNS,

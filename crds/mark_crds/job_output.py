@@ -50,9 +50,9 @@ class Measure(Model):
 class Adopted(Model):
     """An earlier run that had already done this work."""
 
-    run_uid: Word
+    run_uid: Annotated[Word, StringConstraints(pattern=PRINTABLE)]
     """Uid of that run."""
-    finished: Time
+    finished: Annotated[Time, StringConstraints(pattern=PRINTABLE)]
     """When it finished."""
     dataset_digest: Digest | None = None
     """Digest of the dataset it trained on."""

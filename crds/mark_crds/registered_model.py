@@ -55,7 +55,7 @@ class RegisteredModelStatus(Model):
     """What the operator knows of a model."""
 
     versions: Annotated[tuple[ModelVersion, ...], Field(max_length=VERSIONS_KEPT)] = ()
-    """The last versions, oldest first."""
+    """The last versions and the one in use, oldest first."""
     current: Annotated[str, StringConstraints(max_length=64)] = ""
     """Digest of the version that the AutoPipeline uses; empty while none is promoted."""
 

@@ -79,9 +79,9 @@ class RunSpec(Model):
     termination_grace_period_seconds: Annotated[int, Field(ge=10, le=3600)] = 120
     """Seconds that a Pod has to save a checkpoint when it is stopped."""
     active_deadline_seconds: Annotated[int, Field(ge=60, le=31536000)] = 86400
-    """Seconds that one Job may run."""
+    """Seconds that one Job may run, from its start or its admission by a queue; the time until its Pods run counts."""
     pending_deadline_seconds: Annotated[int, Field(ge=0, le=31536000)] = 3600
-    """Seconds until all Pods of a Job must run, from its start or its admission by a queue; then the attempt gives back what it holds and counts as failed. 0 sets no limit."""
+    """Seconds until all Pods of a Job must run, from its start or its admission by a queue; then the attempt gives back what it holds and counts as failed. Nine tenths of activeDeadlineSeconds where that is less. 0 sets no limit of its own."""
     queue_deadline_seconds: Annotated[int, Field(ge=0, le=31536000)] = 0
     """Seconds that a Job may wait for its queue's admission; then the run fails. 0, the default, sets no limit."""
     max_attempts: Annotated[int, Field(ge=1, le=20)] = 3
@@ -127,7 +127,7 @@ class PlannedModel(Model):
     version: Digest | None = None
     """The version that is current now, or the one that is judged."""
     drops: Digest | None = None
-    """The oldest version, which leaves the entry because the last 10 are kept."""
+    """The oldest version that is not in use, which leaves the entry because 10 are kept."""
 
 
 class Check(Model):
@@ -203,7 +203,9 @@ class StageStatus(Model):
     finished_at: Time | None = None
     """When the stage ended."""
     failure: Failure | None = None
-    """Why the newest attempt failed."""
+    """Why the newest attempt failed, or why it is about to end."""
+    last_failure: Failure | None = None
+    """Why the attempt before the newest one ended."""
     artifacts: Annotated[tuple[Artifact, ...], Field(max_length=8)] = ()
     """What the stage published."""
     measures: Annotated[tuple[Measure, ...], Field(max_length=MEASURES_KEPT)] = ()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import replace
 
 from mark_crds import names
@@ -10,7 +11,7 @@ from mark_operator.cluster import ApiError, Cluster
 from mark_operator.run.means import CPU_STAGES, Means
 from mark_operator.run.objects import bind, job_template, pod_of
 from mark_operator.run.plan import Rendering
-from mark_operator.seen import Answer, Body, Findings
+from mark_operator.seen import UNKNOWN, Answer, Body, Findings
 from mark_operator.settings import Settings
 from mark_operator.together import Together
 
@@ -47,7 +48,7 @@ class Questions:
             self._get("PersistentVolumeClaim", namespace, means.spec.workspace.claim_name),
             self._get("ServiceAccount", namespace, means.settings.service_account_name),
             self._quotas(namespace),
-            self._list("Node", None),
+            self._nodes(means, tuple(jobs)),
             *(self._dry_run(means, stage, body) for stage, body in (*jobs.items(), *pods.items())),
         )
         return Findings(
@@ -59,6 +60,12 @@ class Questions:
             jobs=dict(zip(jobs, dry_runs, strict=False)),
             pods=dict(zip(pods, dry_runs[len(jobs) :], strict=True)),
         )
+
+    async def _nodes(self, means: Means, stages: tuple[str, ...]) -> Answer:
+        """What the nodes offer. Only a plan that needs GPUs asks: a node is a large object, and there may be many."""
+        if not any(means.gpus_per_node(stage) for stage in stages):
+            return UNKNOWN
+        return await self._answers.ask(("nodes",), lambda: _list(self._cluster, "Node", None, _offer))
 
     async def _get(self, kind: str, namespace: str | None, name: str) -> Answer:
         question = ("get", kind, namespace or "", name)
@@ -120,9 +127,16 @@ async def _get(cluster: Cluster, kind: str, namespace: str | None, name: str) ->
     return Answer("Missing") if found is None else Answer("Found", (found,))
 
 
-async def _list(cluster: Cluster, kind: str, namespace: str | None) -> Answer:
+def _offer(node: Body) -> Body:
+    return {"status": {"allocatable": node.get("status", {}).get("allocatable", {})}}
+
+
+async def _list(
+    cluster: Cluster, kind: str, namespace: str | None, kept: Callable[[Body], Body] = lambda item: item
+) -> Answer:
+    """All objects of a kind, or what is kept of each."""
     try:
-        items = [item async for item in cluster.list_all(kind, namespace)]
+        items = [kept(item) async for item in cluster.list_all(kind, namespace)]
     except ApiError as error:
         return _unknown(error)
     return Answer("Found", tuple(items))

@@ -363,7 +363,8 @@ def _disrupted(pod: str, detail: str, **facts: Any) -> Ended:
 
 
 def _without_pod(job: str, message: str) -> Ended:
-    """The Pod is gone already: what the Job controller wrote down of it has to do."""
+    """The Pod is gone already: what the Job controller wrote down of it has to do. Where that is no exit code, somebody
+    deleted a Pod that was at work, which is no fault of the training."""
     if "DisruptionTarget" in message:
         return _disrupted("of " + job, "DisruptionTarget")
     code = re.search(r"exit code (\d+)", message)
@@ -371,6 +372,6 @@ def _without_pod(job: str, message: str) -> Ended:
     return Ended(
         note("PodVanished", job=job, detail=message or "no details"),
         final=number in FINAL_CODES,
-        counted=number != ExitCode.STOPPED,
+        counted=number not in (None, ExitCode.STOPPED),
         exit_code=number,
     )

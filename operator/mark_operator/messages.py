@@ -35,7 +35,7 @@ SENTENCES = {
     # On the way
     "Starting": "Stage {stage}, attempt {attempt}: {detail}",
     "Running": "Stage {stage}, attempt {attempt} is running in Job {job}",
-    "NoProgress": "Stage {stage} has told no progress for {minutes} minutes in Job {job}. See its log; "
+    "NoProgress": "Stage {stage} has told no progress since {since} in Job {job}. See its log; "
     "spec.suspend stops "
     "its Pods and lets them start again",
     "Waiting": "Stage {stage}, attempt {attempt}, waits in Job {job}: {detail}",
@@ -54,7 +54,8 @@ SENTENCES = {
     "deleted; else delete or rename it",
     "PassFailed": "The operator cannot go on with this run, and tries again at least once a minute. {problem}",
     "RetryLater": "Stage {stage}, attempt {attempt} failed: {problem} The next attempt starts at {at}",
-    "Cancelling": "spec.confirm was taken back: the Pods save a checkpoint and stop",
+    "Cancelling": "spec.confirm was taken back: the Pods save a checkpoint and stop. If that lasts, see whether their "
+    "node still answers: `kubectl get pods -o wide`",
     # The end
     "Succeeded": "All {count} stages are done",
     "Adopted": "Run {uid} did this work already and finished at {finished}; its result was adopted and nothing "
@@ -63,24 +64,24 @@ SENTENCES = {
     "Cancelled": "spec.confirm was taken back, so the run was cancelled. Create a new run to train again",
     "PlanTampered": "ConfigMap {name} no longer holds the plan that was confirmed, so nothing more of it is run. "
     "Create a new run",
-    "PlanLost": "ConfigMap {name} with the confirmed plan is gone, and the same plan cannot be made again. Create"
+    "PlanLost": "There is no ConfigMap {name} with the confirmed plan, and the same plan cannot be made again. Create"
     " a new run",
     "TooManyAttempts": "Stage {stage} ended {attempts} times without result; the last time: {problem} Find out "
     "who stops its Pods, then create a new run",
     # Ends of an attempt
     "DeadlineExceeded": "Job {job} ran longer than spec.activeDeadlineSeconds. Raise it in a new run",
     "OutOfMemory": "Container {container} needed more memory than its limit. {cure}, in a new run",
-    "Unschedulable": "Not all Pods of Job {job} ran within {seconds} s (spec.pendingDeadlineSeconds), so the attempt "
+    "Unschedulable": "Not all Pods of Job {job} ran within {seconds} s ({limit}), so the attempt "
     "gave back what it held: no node has room for a Pod with {needs} ({detail}). Free nodes, or ask for less in "
     "a new run",
-    "ImageNotPulled": "Not all Pods of Job {job} ran within {seconds} s (spec.pendingDeadlineSeconds), so the attempt "
+    "ImageNotPulled": "Not all Pods of Job {job} ran within {seconds} s ({limit}), so the attempt "
     "gave back what it held: image {image} cannot be pulled ({detail}). Push it, or correct the image or "
     "its pull Secret",
-    "PodNotCreated": "Not all Pods of Job {job} ran within {seconds} s (spec.pendingDeadlineSeconds), so the attempt "
+    "PodNotCreated": "Not all Pods of Job {job} ran within {seconds} s ({limit}), so the attempt "
     "gave back what it held: they could not be created ({detail}). See `kubectl get events --field-selector "
     "involvedObject.name={job}` and `kubectl get resourcequota`",
-    "PendingTooLong": "Not all Pods of Job {job} ran within {seconds} s (spec.pendingDeadlineSeconds), so the attempt "
-    "gave back what it held: {detail}",
+    "PendingTooLong": "Not all Pods of Job {job} ran within {seconds} s ({limit}), so the attempt "
+    "gave back what it held: {detail}. Mend that, or allow more time in a new run",
     "QueueTooLong": "Job {job} was not admitted by queue {queue} within {seconds} s (spec.queueDeadlineSeconds), so it "
     "left the queue. Raise the quota or the limit, or choose another queue, in a new run",
     "HeldByOtherRun": "Another run holds what this one needs: {problem}. It is asked again by itself, which does not "
@@ -89,7 +90,8 @@ SENTENCES = {
     "Stopped": "The trainer stopped after a checkpoint. This does not count against spec.maxAttempts",
     "JobVanished": "Job {job} was deleted by somebody else while it worked. Leave the Jobs of a run alone; use "
     "spec.suspend or spec.confirm: false",
-    "PodVanished": "Job {job} failed and its Pod is gone, so its last words are lost ({detail})",
+    "PodVanished": "Job {job} failed and its Pod was deleted, so its last words are lost ({detail}). Leave the Pods of "
+    "a run alone; use spec.suspend or spec.confirm: false",
     "NoResult": "Job {job} ended well but left no usable result ({detail}). Use a trainer image of this version",
     "ContainerFailed": "Container {container} of Pod {pod} ended with exit code {code} and left no result. See its log",
     "UserMistake": "Container {container} of Pod {pod} ended with exit code {code}, a mistake in the spec, and "

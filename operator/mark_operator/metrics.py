@@ -29,7 +29,7 @@ class Told:
 
 def is_name(text: str) -> bool:
     """Whether a metric of this name is kept."""
-    return len(text) <= LONGEST_NAME and NAME.match(text) is not None
+    return len(text) <= LONGEST_NAME and NAME.fullmatch(text) is not None
 
 
 def extended(old: Metrics | None, news: Iterable[Told], now: str) -> Metrics:

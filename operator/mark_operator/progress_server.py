@@ -37,6 +37,8 @@ POSTS_PER_MINUTE = 60
 STRANGERS_PER_MINUTE = 3_000
 STRANGERS_PER_ADDRESS = 600
 CONFLICT_SECONDS = 1.0
+# Writes of one status that somebody else comes before, until the trainer is asked to try again.
+CONFLICTS = 4
 REMEMBERED = 10_000
 MOST_NEWS = 2_000
 KINDS = {plural: kind for kind, plural in names.PLURALS.items() if kind in names.KIND_LETTERS}
@@ -214,14 +216,15 @@ class ProgressServer:
             telling.progress = None  # Another replica told what came later.
         if await self._write_metrics(key, poster, telling) and (progress := telling.progress):
             telling.progress = None
-            await self._write_run(key, poster, telling, progress)
+            await self._write_run(key, run, poster, telling, progress)
         if telling.waits:
             self._write_later(key, poster, telling)
 
-    async def _write_run(self, key: RunKey, poster: Poster, telling: Telling, progress: Progress) -> None:
+    async def _write_run(self, key: RunKey, run: Body, poster: Poster, telling: Telling, progress: Progress) -> None:
         told = {"progress": progress, "lastCheckpoint": telling.checkpoint}
         try:
-            await self._write_status(key, {name: value.to_dict() for name, value in told.items() if value is not None})
+            said = {name: value.to_dict() for name, value in told.items() if value is not None}
+            await self._write_status(key, run, said)
             await self._annotate(key, poster, telling)
         except ApiError:
             telling.progress = telling.progress or progress
@@ -247,6 +250,9 @@ class ProgressServer:
         try:
             await self._cluster.apply(body, PROGRESS_MANAGER)
         except ApiError as error:
+            if not error.is_transient:  # Such as a quota on ConfigMaps: the progress itself has another place.
+                log.warning("the metrics were not written: %s", error, extra={"run": str(key)})
+                return True
             telling.news = [*news, *telling.news]
             if error.reason != "Conflict":
                 raise
@@ -256,14 +262,23 @@ class ProgressServer:
             telling.news = [*news, *telling.news]  # Another replica may have made it, too, and lost them: once more.
         return True
 
-    async def _write_status(self, key: RunKey, status: Body) -> None:
-        body = {
-            "apiVersion": names.API_VERSION,
-            "kind": key.kind,
-            "metadata": {"name": key.name, "namespace": key.namespace},
-            "status": status,
-        }
-        await self._cluster.apply_status(body, PROGRESS_MANAGER)
+    async def _write_status(self, key: RunKey, run: Body, status: Body) -> None:
+        """Write on this very run; one that was created again under its name has a story of its own. The API server
+        compares no uid here, only versions."""
+        body = {"apiVersion": names.API_VERSION, "kind": key.kind, "status": status}
+        now: Body | None = run
+        for left in reversed(range(CONFLICTS)):
+            if now is None or now["metadata"]["uid"] != run["metadata"]["uid"]:
+                return
+            version = {"resourceVersion": now["metadata"]["resourceVersion"]}
+            metadata = {"name": key.name, "namespace": key.namespace, **version}
+            try:
+                await self._cluster.apply_status({**body, "metadata": metadata}, PROGRESS_MANAGER)
+                return
+            except ApiError as error:
+                if error.reason != "Conflict" or not left:
+                    raise
+            now = await self._cluster.get(*key)
 
     async def _annotate(self, key: RunKey, poster: Poster, telling: Telling) -> None:
         """Tell schedulers, on the Job that they look at, what stopping it now would cost."""

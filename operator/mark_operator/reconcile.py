@@ -64,6 +64,14 @@ class Stumbles:
         return last_long and self.times - self.told_at >= TOLD_AGAIN_AFTER
 
 
+class NameTakenError(Exception):
+    """A child cannot be created: somebody else's object has its name."""
+
+    def __init__(self, why: Note) -> None:
+        super().__init__(why.message)
+        self.why = why
+
+
 class Reconciler:
     """Brings one run at a time a step further."""
 
@@ -140,7 +148,12 @@ class Reconciler:
         for _ in range(LONGEST_PASS):
             view = View(seen, self._settings, self._now())
             decision = await self._decide(view)
-            changed = await self._act(view, decision)
+            try:
+                changed = await self._act(view, decision)
+            except NameTakenError as error:
+                # Nobody tells of an object that is not the run's own; it is asked for as seldom as the run is.
+                await self._write_status(view, view.stand("Starting", error.why))
+                return self._settings.timings.active_seconds
             if changed is None or decision.again_in != 0:
                 return decision.again_in
             seen = changed
@@ -160,6 +173,8 @@ class Reconciler:
         if "startedAt" not in status or ("finishedAt" in status and not cleans_up):
             return Seen(key, run, models=await self._models(key, run), authority=self._authority)
         labels = _labels(key)
+        if "finishedAt" in status:
+            return Seen(key, run, jobs=await self._children("Job", key, labels))
         plan_name = names.plan_name(key.kind, key.name)
         jobs, pods, plan, models = await asyncio.gather(
             self._children("Job", key, labels),
@@ -239,9 +254,6 @@ class Reconciler:
         changed: Seen | None = None
         for body in decision.create:
             child = await self._create(body, seen)
-            if isinstance(child, Note):
-                await self._write_status(view, view.stand("Starting", child))
-                return None
             if body["kind"] == "ConfigMap":
                 seen = changed = replace(seen, plan_object=child)
         for deletion in decision.delete:
@@ -257,9 +269,8 @@ class Reconciler:
         run = await self._write_status(view, status) if status is not None else None
         return replace(seen, run=run) if run is not None else changed
 
-    async def _create(self, body: Body, seen: Seen) -> Body | Note:
-        """Create a child once. Its name being taken is fine if it belongs to this very run; else the name of the taker
-        comes back."""
+    async def _create(self, body: Body, seen: Seen) -> Body:
+        """Create a child once. Its name being taken is fine if it belongs to this very run."""
         kind, name = body["kind"], body["metadata"]["name"]
         try:
             created = await self._cluster.create(body)
@@ -267,7 +278,9 @@ class Reconciler:
             if not error.exists_already:
                 raise
             found = await self._cluster.get(kind, seen.key.namespace, name)
-            return found if found and owned_by(found, seen.uid) else note("NameTaken", taken=f"{kind} {name}")
+            if found is None or not owned_by(found, seen.uid):
+                raise NameTakenError(note("NameTaken", taken=f"{kind} {name}")) from error
+            return found
         log.info("created %s %s", kind, name, extra={"run": str(seen.key)})
         return created
 

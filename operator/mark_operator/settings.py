@@ -4,12 +4,12 @@ one typed source for the environment, the settings file and the chart's schema."
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from mark_crds.model import Model
 from mark_crds.shared import Name, ObjectName
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 NAMESPACE_VARIABLE = "POD_NAMESPACE"
 VARIABLE_PREFIX = "MARK_"
@@ -42,6 +42,13 @@ class Timings(Model):
     """Longest pause between two attempts of a stage."""
     progress_seconds: Seconds = 15
     """Shortest time between two writes of a run's progress."""
+
+    @model_validator(mode="after")
+    def _leave_time_to_renew(self) -> Self:
+        """A leader acts for two thirds of its Lease without renewing it, and must have time to do so within them."""
+        if self.lease_seconds < 2 * self.renew_seconds:
+            raise ValueError("leaseSeconds must be at least twice renewSeconds; raise it, or lower renewSeconds")
+        return self
 
 
 class Settings(Model):

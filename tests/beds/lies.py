@@ -28,11 +28,13 @@ class Lie:
     kind: str = "TrainingRun"
     act: Body | None = None
     """A change of the spec while the stage runs."""
+    posts: tuple[Any, ...] | None = None
+    """What it tells of its progress before it falls silent; absent for the truth, again and again."""
 
     @property
     def is_failure(self) -> bool:
         """Whether the lie ends the attempt as failed."""
-        return self.reason not in ("Succeeded", "Running", "Waiting", "Suspended", "Cancelled")
+        return self.reason not in ("Succeeded", "Running", "NoProgress", "Waiting", "Suspended", "Cancelled")
 
     @property
     def reason_shown(self) -> str:
@@ -72,6 +74,11 @@ def exits(code: int, reason: str = "Error", **more: Any) -> Ending:
     return Ending(exit_code=code, reason=reason, **more)
 
 
+def post(*metrics: tuple[str, Any], **status: Any) -> Body:
+    """A post in the progress protocol."""
+    return {"trainerStatus": {"metrics": [{"name": name, "value": value} for name, value in metrics], **status}}
+
+
 TWICE = json.dumps(result()) * 2
 HONEST = json.dumps(result())
 HELD = trouble("lora", ExitCode.STOPPED, LOCKED, "work-abc.lock is held by run other/run")
@@ -82,6 +89,7 @@ ADOPTED = Result(
     message="done",
     adopted=Adopted(run_uid="earlier", finished="2026-01-01T00:00:00Z"),
 )
+ADOPTED_WITH_ESCAPES: Body = {**ADOPTED.to_dict(), "adopted": {"runUid": ESCAPES, "finished": "2026-01-01T00:00:00Z"}}
 
 # It ends with 0, and what it says is not what a finished stage says.
 FALSE_SUCCESSES = (
@@ -126,6 +134,7 @@ FALSE_SUCCESSES = (
     Lie("preflight ends well without a word", exits(0), "NoResult", stage="preflight"),
     Lie("preflight adopts nothing", says(result(stage="preflight", outcome="Adopted", artifacts=[])), "NoResult", stage="preflight"),
     Lie("preflight adopts work without its artifact", Ending(result=ADOPTED), "NoResult", stage="preflight"),
+    Lie("preflight adopts the work of a run whose uid clears the screen", says(ADOPTED_WITH_ESCAPES), "NoResult", stage="preflight"),
     Lie("the first of two nodes is silent, the second speaks", exits(0, "Completed", others=says(HONEST)), "NoResult", spec={"resources": {"nodes": 2, "cpu": "1", "memory": "1Gi"}}),
 )
 
@@ -176,6 +185,21 @@ UNDER_WAY_FOR_EVER = (
     Lie("ignores SIGTERM when cancelled", Ending(after_seconds=NEVER, deaf=True), "Cancelled", "Cancelled", act={"confirm": False}, spec={"terminationGracePeriodSeconds": 10}),
 )
 
+# What it tells of its progress is not so: that decides nothing, and silence after it is told of.
+SHARE, DONE_IT_SAYS = post(progressPercentage=7), post(("step", "10"), ("steps", "10"), progressPercentage=100)
+NO_NUMBERS = post(("loss", "nan"), ("tokensPerSecond", "-inf"), ("epoch", "soon"), estimatedRemainingSeconds=-5, progressPercentage="NaN")
+BEYOND = post(("step", "9" * 400), ("steps", "-1"), ("loss", "1e999"), progressPercentage=10**9)
+BOMBS = (None, [], post(("\x1b[2Jloss", "1\x07")), {"trainerStatus": {"metrics": "x" * 9000}})
+FALSE_PROGRESS = (
+    Lie("tells of some progress and then hangs", Ending(after_seconds=NEVER), "NoProgress", "Running", posts=(SHARE,)),
+    Lie("claims to be ready and then hangs", Ending(after_seconds=NEVER), "NoProgress", "Running", posts=(DONE_IT_SAYS,)),
+    Lie("steps backwards and then hangs", Ending(after_seconds=NEVER), "NoProgress", "Running", posts=(DONE_IT_SAYS, SHARE, post(progressPercentage=0))),
+    Lie("tells numbers that are none and then hangs", Ending(after_seconds=NEVER), "NoProgress", "Running", posts=(NO_NUMBERS, BEYOND)),
+    Lie("claims to be ready and ends without a word", replace(exits(0), after_seconds=4), "NoResult", posts=(DONE_IT_SAYS,)),
+    Lie("claims to be ready and dies", exits(1, after_seconds=4), "ContainerFailed", posts=(DONE_IT_SAYS,)),
+    Lie("tells what is no progress and does its work", replace(done("lora"), after_seconds=8), "Succeeded", "Succeeded", posts=(*BOMBS, NO_NUMBERS, BEYOND)),
+)
+
 # An evaluation whose numbers are none: it succeeds, for its report stands, but nothing is promoted by it.
 CRITERION: Body = {"pass": [{"metric": "f1", "condition": "closedBook", "minimum": "0.1"}]}
 
@@ -191,7 +215,7 @@ EVALUATIONS = (
     Lie("measures NaN", _report("NaN"), "NoResult", stage="eval", spec=CRITERION, kind="EvalRun"),
 )
 
-LIES = (*FALSE_SUCCESSES, *FAILURES, *INTERRUPTIONS, *UNDER_WAY_FOR_EVER, *EVALUATIONS)
+LIES = (*FALSE_SUCCESSES, *FAILURES, *INTERRUPTIONS, *UNDER_WAY_FOR_EVER, *FALSE_PROGRESS, *EVALUATIONS)
 
 
 def script_of(lie: Lie) -> Callable[[str, int, int], Ending]:

@@ -258,7 +258,7 @@ async def crowd(server: ApiServer, cases: Sequence[Case], log: Path, **settings:
         async with FaultProxy(server.url, str(server.certificate), process.kill) as proxy:
             places = list(zip(namespaces, cases, strict=True))
             kubelets = [PretendKubelet(rest, namespace, case.workload.script) for namespace, case in places]
-            trainers = [PretendTrainer(rest, namespace) for namespace in namespaces]
+            trainers = [PretendTrainer(rest, namespace, case.workload.posts) for namespace, case in places]
             async with _at_work(process, proxy, *kubelets, *trainers):
                 people = [Person(rest, namespace, case.workload.kind, "run") for namespace, case in places]
                 yield Crowd(people, namespaces, proxy, process)

@@ -1,11 +1,14 @@
-"""Plays the trainers' progress: while a Pod of a run works, its steps are written into the run's status, as the progress server writes them. It must not touch anything else of a run."""
+"""Plays the trainers' progress: while a Pod of a run works, what it posts is read by the progress server's own rules and written into the run's status, as the server writes it. It must not touch anything else of a run."""
 
 import asyncio
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any
 
 from mark_crds import names
+from mark_operator.progress import MalformedPostError, read_post
 from rest import Refused, Rest
 
 Body = dict[str, Any]
@@ -20,8 +23,9 @@ LOST = (403, 404, 409)
 class PretendTrainer:
     """Tells of the Pods of one namespace until its task is cancelled: at once when a Pod starts, then again and again."""
 
-    def __init__(self, rest: Rest, namespace: str) -> None:
-        self._rest, self._namespace = rest, namespace
+    def __init__(self, rest: Rest, namespace: str, posts: Mapping[str, tuple[Any, ...]]) -> None:
+        self._rest, self._namespace, self._posts = rest, namespace, posts
+        self._told: Counter[str] = Counter()
         self._at_work: dict[str, Body] = {}
         self._step = 0
 
@@ -49,9 +53,13 @@ class PretendTrainer:
             self._at_work.pop(uid, None)
 
     async def _tell(self, labels: Body) -> None:
-        kind, name = labels[names.KIND_LABEL], labels[names.RUN_LABEL]
-        self._step += 1
-        told = {"stage": labels[names.STAGE_LABEL], "percent": 1, "step": self._step, "steps": STEPS, "updated": _now()}
+        kind, name, stage = labels[names.KIND_LABEL], labels[names.RUN_LABEL], labels[names.STAGE_LABEL]
+        try:
+            told = self._progress(stage)
+        except MalformedPostError:
+            return  # the server refuses it
+        if told is None:
+            return
         head = {"apiVersion": names.API_VERSION, "kind": kind, "metadata": {"name": name, "namespace": self._namespace}}
         path = f"/apis/{names.API_VERSION}/namespaces/{self._namespace}/{names.PLURALS[kind]}/{name}/status"
         try:
@@ -59,6 +67,16 @@ class PretendTrainer:
         except Refused as refused:
             if refused.code not in LOST:
                 raise
+
+
+    def _progress(self, stage: str) -> Body | None:
+        """What the trainer tells next; None once it is silent."""
+        if stage not in self._posts:
+            self._step += 1
+            return {"stage": stage, "percent": 1, "step": self._step, "steps": STEPS, "updated": _now()}
+        at, posts = self._told[stage], self._posts[stage]
+        self._told[stage] += 1
+        return read_post(posts[at], stage, _now()).to_dict() if at < len(posts) else None
 
 
 def _now() -> str:

@@ -1,4 +1,4 @@
-"""A plain client of the Kubernetes API for tests: a few verbs over JSON, no models, no retries."""
+"""A plain client of the Kubernetes API for tests: a few verbs over JSON, no models. What an overloaded API server refuses is asked for again, since every verb here may be repeated."""
 
 import asyncio
 import json
@@ -11,6 +11,8 @@ import aiohttp
 MERGE = "application/merge-patch+json"
 APPLY = "application/apply-patch+yaml"
 LONGEST_LINE_BYTES = 4 * 1024 * 1024
+OVERLOADED = (429, 503, 504)
+TRIES, PAUSE_SECONDS = 5, 1.0
 
 
 class Refused(Exception):  # noqa: N818 - named for what it is
@@ -81,12 +83,19 @@ class Rest:
     async def _call(
         self, verb: str, path: str, body: Any = None, *, allowed: tuple[int, ...] = (), content_type: str = "application/json"
     ) -> dict[str, Any]:
-        assert self._session is not None
         headers = {"Content-Type": content_type}
         data = None if body is None else json.dumps(body)
+        for _ in range(TRIES):
+            status, content = await self._ask(verb, path, data, headers)
+            if status not in OVERLOADED:
+                break
+            await asyncio.sleep(PAUSE_SECONDS)
+        if status >= 300 and status not in allowed:
+            raise Refused(status, content.get("message", ""))
+        return content
+
+    async def _ask(self, verb: str, path: str, data: str | None, headers: dict[str, str]) -> tuple[int, dict[str, Any]]:
+        assert self._session is not None
         async with self._session.request(verb, path, data=data, headers=headers) as answer:
-            content: dict[str, Any] = await answer.json()
-            if answer.status >= 300 and answer.status not in allowed:
-                raise Refused(answer.status, content.get("message", ""))
-            return content
+            return answer.status, await answer.json()
 

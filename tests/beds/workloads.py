@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -114,6 +114,8 @@ class Workload:
     script: Script = done
     spec: Body = field(default_factory=dict)
     kind: str = "TrainingRun"
+    posts: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """What the trainer of a stage tells of its progress, one after another, before it falls silent; of other stages it tells the truth."""
 
     @property
     def manifest(self) -> Body:
@@ -269,7 +271,8 @@ STORIES = (
 ONE_ATTEMPT: Body = {"maxAttempts": 1}
 QUEUED: Body = {**ONE_ATTEMPT, "queueName": "research"}
 # Longer than a Pod takes to start on a busy machine.
-PENDING: Body = {"pendingDeadlineSeconds": 15}
+# On a busy machine the Job controller takes seconds to make a Pod.
+PENDING: Body = {"pendingDeadlineSeconds": 30}
 TTL: Body = {"ttlSecondsAfterFinished": 3}
 MULTI_NODE: Body = {"resources": {"nodes": 2, "cpu": "1", "memory": "1Gi"}}
 WORKLOADS = (

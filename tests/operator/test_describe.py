@@ -22,7 +22,7 @@ def stage(plan: PlanStatus, name: str) -> Any:
     return next(item for item in plan.stages if item.stage == name)
 
 
-def model(name: str, versions: int, current: str = "") -> Body:
+def model(name: str, versions: int, promoted: str = "") -> Body:
     entries = [
         {
             "digest": f"{number:064x}",
@@ -37,7 +37,8 @@ def model(name: str, versions: int, current: str = "") -> Body:
         for number in range(versions)
     ]
     head = {"name": name, "namespace": "legal"}
-    return {"metadata": head, "spec": {"family": "transformer"}, "status": {"versions": entries, "current": current}}
+    spec = {"family": "transformer", "promotedVersion": promoted}
+    return {"metadata": head, "spec": spec, "status": {"versions": entries, "current": promoted}}
 
 
 def test_bounds_follow_from_the_spec() -> None:
@@ -92,8 +93,12 @@ def test_what_is_written() -> None:
         ((model("tuned", 2),), {"name": "tuned", "action": "AddVersion"}),
         ((model("tuned", 2, f"{1:064x}"),), {"name": "tuned", "action": "AddVersion", "version": f"{1:064x}"}),
         ((model("tuned", VERSIONS_KEPT),), {"name": "tuned", "action": "AddVersion", "drops": "0" * 64}),
+        (
+            (model("tuned", VERSIONS_KEPT, "0" * 64),),
+            {"name": "tuned", "action": "AddVersion", "version": "0" * 64, "drops": f"{1:064x}"},
+        ),
     ],
-    ids=["none", "another", "without current", "with current", "full"],
+    ids=["none", "another", "without promoted", "with promoted", "full", "full, and the oldest promoted"],
 )
 def test_what_becomes_of_the_registry(models: tuple[Body, ...], expected: Body) -> None:
     plan = told(training(output={"model": "tuned"}), models)

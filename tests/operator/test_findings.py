@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
 from mark_operator.cluster import ApiError
 from mark_operator.findings import Questions
 from mark_operator.planning import plan
@@ -27,8 +28,8 @@ class SmallCluster:
 
     async def list_all(self, kind: str, namespace: str | None = None) -> AsyncIterator[Body]:
         await self._count(f"list {kind}")
-        for item in ():
-            yield item
+        if kind == "Node":
+            yield {"metadata": {"name": "large"}, "status": {"images": ["x"] * 50, "allocatable": {"nvidia.com/gpu": "8"}}}
 
     async def create(self, body: Body, dry_run: bool = False) -> Body:
         assert dry_run
@@ -44,7 +45,7 @@ class SmallCluster:
 
 
 def rendered(name: str, **spec: Any) -> Rendering:
-    found = plan(RunKey("TrainingRun", "legal", name), training(stages=["dataPrep"], **spec), SETTINGS)
+    found = plan(RunKey("TrainingRun", "legal", name), training(**{"stages": ["dataPrep"], **spec}), SETTINGS)
     assert isinstance(found, Rendering)
     return found
 
@@ -64,7 +65,15 @@ def test_runs_that_differ_in_nothing_but_the_name_ask_once() -> None:
     assert all(each.freeze.outcome == "Missing" for each in found)
     # Two Jobs and one Pod; what is asked while the first request is under way shares the next one.
     assert cluster.asked["dry run Job"] <= 4 and cluster.asked["dry run Pod"] <= 2, cluster.asked
-    assert cluster.asked["list Node"] <= 2 and cluster.asked["get ConfigMap"] <= 2, cluster.asked
+    assert cluster.asked["list ResourceQuota"] <= 2 and cluster.asked["get ConfigMap"] <= 2, cluster.asked
+
+
+@pytest.mark.parametrize(("stages", "asked"), [(["dataPrep"], 0), (["dataPrep", "lora"], 1)])
+def test_nodes_are_listed_for_gpus_only_and_nothing_else_of_them_is_kept(stages: list[str], asked: int) -> None:
+    cluster = SmallCluster()
+    (found,) = asked_at_once(cluster, rendered("run", stages=stages, resources={"gpusPerNode": 8}))
+    assert cluster.asked["list Node"] == asked
+    assert found.nodes.items == asked * ({"status": {"allocatable": {"nvidia.com/gpu": "8"}}},)
 
 
 def test_another_shape_is_another_question() -> None:

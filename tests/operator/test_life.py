@@ -149,7 +149,7 @@ def test_a_life_without_trouble() -> None:
     status = world.live_on()
     stages = ("preflight", "ingest", "data-prep", "lora", "eval")
     assert status.state == "Succeeded" and world.created == [f"contracts-t-{stage}-1" for stage in stages]
-    assert world.services == {"contracts-t"}
+    assert world.services == {"t-contracts"}
     assert status.result is not None and status.result.model == "tuned"
     (version,) = world.models["tuned"]["status"]["versions"]
     assert version["planHash"] == status.plan.hash and version["evaluation"] == "eval/x"  # type: ignore[union-attr]
@@ -491,7 +491,11 @@ def test_a_trainer_that_falls_silent_is_reported() -> None:
     world.look()
     conditions = {item.type: item for item in world.status.conditions}
     assert (conditions["Progressing"].status, conditions["Progressing"].reason) == ("False", "NoProgress")
+    assert f"since {told}" in conditions["Progressing"].message
     assert conditions["Ready"].status == "True" and world.status.state == "Running"
+    for _ in range(5):
+        world.now += 120
+        assert world.decide().status == world.status, "nothing is written while nothing changes"
 
 
 def test_a_trainer_that_was_held_or_waited_for_long_has_not_fallen_silent() -> None:
@@ -585,6 +589,97 @@ def test_no_limit_lets_a_job_wait_for_ever(limit: int, kept: bool) -> None:
         world.now += 10_000
         world.look()
     assert (list(world.jobs) == ["contracts-t-preflight-1"]) is kept
+
+
+def test_a_job_says_what_it_lacked_before_its_own_time_is_over() -> None:
+    world = confirmed(activeDeadlineSeconds=1000, pendingDeadlineSeconds=3600)
+    pending(world)
+    world.look()
+    world.now += 890
+    world.look()
+    assert world.jobs
+    world.now += 20
+    for _ in range(3):
+        world.look()
+    assert world.jobs == {} and world.status.stages[0].failure is not None
+    failure = world.status.stages[0].failure
+    assert failure.reason == "ImageNotPulled" and "900 s (nine tenths of spec.activeDeadlineSeconds)" in failure.message
+
+
+def found_held(world: World) -> str:
+    """The one Job ends, because another run holds what it needs; its name."""
+    said = a_result("preflight", outcome="Stopped", reason="Locked", message="held by run other/run")
+    (name,) = world.jobs
+    world.pods = {name: pod_with(world.jobs[name], terminated(75, said), "Failed")}
+    world.jobs[name] = job_with(world.jobs[name], "Failed")
+    ended = clock.text_of(NOON + timedelta(seconds=world.now))
+    world.jobs[name]["status"]["conditions"][0]["lastTransitionTime"] = ended
+    return name
+
+
+def test_what_another_run_holds_is_waited_for_without_end() -> None:
+    """A training may take weeks, and a Job's name has room for 99 attempts."""
+    world = confirmed(maxAttempts=1)
+    for _ in range(4):
+        world.look()
+    for turn in range(150):
+        name = found_held(world)
+        world.look()
+        assert world.status.state == "Queued" and world.status.stages[0].counted_failures == 0
+        world.now += 300
+        assert world.look().again_in == 300 and list(world.jobs) == [name], "kept for whoever reads its log"
+        world.now += 301
+        world.look(turn % 2)  # every second operator dies before it deletes the Job
+        for _ in range(3):
+            world.look()
+    world.end("done")
+    assert world.live_on().state == "Succeeded"
+    assert set(world.created) == {"contracts-t-preflight-1", "contracts-t-data-prep-1", "contracts-t-lora-1"}
+
+
+def test_a_run_that_waits_for_another_can_be_held_at_once() -> None:
+    world = confirmed()
+    for _ in range(4):
+        world.look()
+    found_held(world)
+    world.look()
+    world.run["spec"]["suspend"] = True
+    for _ in range(3):
+        world.look()
+    assert world.status.state == "Suspended" and world.jobs == {}
+
+
+def test_the_last_failure_is_kept_through_the_next_attempt() -> None:
+    world = confirmed(maxAttempts=2)
+    for _ in range(4):
+        world.look()
+    world.end("trouble")
+    world.look()
+    failure = world.status.stages[0].failure
+    assert failure is not None and failure.exit_code == 70 and world.status.stages[0].last_failure is None
+    status = world.live_on()
+    assert status.state == "Succeeded" and status.stages[0].last_failure == failure
+    assert status.stages[0].failure is None and status.stages[1].last_failure is None
+
+
+def test_a_stage_takes_as_long_as_its_jobs_did_whoever_looks_when() -> None:
+    world = confirmed()
+    for _ in range(4):
+        world.look()
+    (name,) = world.jobs
+    world.jobs[name]["metadata"]["creationTimestamp"] = clock.text_of(NOON)
+    world.end("done")
+    ended = clock.text_of(NOON + timedelta(minutes=5))
+    world.jobs[name]["status"]["conditions"][0]["lastTransitionTime"] = ended
+    world.now += 12 * 3600
+    world.look()
+    (stage,) = world.status.stages
+    assert (stage.started_at, stage.finished_at) == (clock.text_of(NOON), ended)
+
+
+def test_a_run_named_after_a_year_gets_a_service_of_a_valid_name() -> None:
+    lora = rendering_of(training(resources={"nodes": 2}), key=KEY._replace(name="2026-contracts")).jobs[-1]
+    assert lora["spec"]["template"]["spec"]["subdomain"] == "t-2026-contracts"
 
 
 def queued(**changes: Any) -> tuple[World, str]:

@@ -81,7 +81,16 @@ def test_settings_come_from_a_file_and_the_environment(tmp_path: Path) -> None:
     assert Settings.model_validate(json.loads(json.dumps(settings.to_dict()))) == settings
 
 
-@pytest.mark.parametrize("text", ["aproval: Seen", "approval: Sometimes", "- a list"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "aproval: Seen",
+        "approval: Sometimes",
+        "- a list",
+        "timings: {leaseSeconds: 3}",  # renewed every 2 s, and given up after 2 s
+        "timings: {renewSeconds: 6}",
+    ],
+)
 def test_unknown_settings_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "settings.yaml"
     path.write_text(text)

@@ -60,6 +60,11 @@ def test_series_that_were_told_of_last_push_the_oldest_out() -> None:
     assert [series.name for series in metrics.series] == [f"m{number}" for number in range(5, SERIES_LIMIT + 5)]
 
 
+@pytest.mark.parametrize("name", ["loss\n", "\nloss", "1loss", "lo ss", "löss", "", "x" * 41])
+def test_what_is_no_name_is_not_kept(name: str) -> None:
+    assert not is_name(name) and is_name("loss") and is_name("eval_rouge-L.f1")
+
+
 def test_the_worst_trainer_cannot_make_it_large() -> None:
     longest = [f"m{number:02}".ljust(40, "x") for number in range(SERIES_LIMIT)]
     assert all(map(is_name, longest))

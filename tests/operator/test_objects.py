@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mark_crds import names
 from mark_operator.run.means import progress_audience
-from mark_operator.run.objects import bind, pod_of, service
+from mark_operator.run.objects import bind, pod_of
 from run_builders import KEY, SETTINGS, UID, Body, evaluating, rendering_of, training
 
 SPECS = st.builds(
@@ -105,9 +105,8 @@ def test_ranks_meet_at_the_first_pod_of_their_own_attempt() -> None:
     lora = rendering_of(training(resources={"nodes": 3})).jobs[2]
     job = bind(lora, kind=KEY.kind, uid=UID, attempt=2)
     environment = {item["name"]: item["value"] for item in container_of(job)["env"]}
-    subdomain = job["spec"]["template"]["spec"]["subdomain"]
-    assert subdomain == service(KEY)["metadata"]["name"]
-    assert environment["MASTER_ADDR"] == f"contracts-t-lora-2-0.{subdomain}"
+    assert job["spec"]["template"]["spec"]["subdomain"] == "t-contracts"
+    assert environment["MASTER_ADDR"] == "contracts-t-lora-2-0.t-contracts"
 
 
 def test_an_evaluation_takes_one_node_and_its_gpus() -> None:

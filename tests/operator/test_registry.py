@@ -49,6 +49,15 @@ def test_entering_is_by_digest_and_keeps_the_last_ten(numbers: list[int]) -> Non
     assert not numbers or version(numbers[-1]).digest in digests
 
 
+@given(st.lists(st.integers(0, 30), max_size=60), st.integers(0, 30))
+def test_the_version_in_use_gives_way_to_none(numbers: list[int], promoted: int) -> None:
+    status = RegisteredModelStatus()
+    for number in [promoted, *numbers]:
+        status = with_current(enter(status, version(number)), version(promoted).digest)
+        assert status.current == version(promoted).digest
+        assert any(item.digest == status.current for item in status.versions)
+
+
 @pytest.mark.parametrize(
     ("promoted", "expected"),
     [("", 2), (version(1).digest, 1), (version(3).digest, 3), ("f" * 64, None)],

@@ -39,12 +39,12 @@ def test_one_process_needs_no_variables() -> None:
 def test_ranks_are_numbered_node_by_node() -> None:
     environment = {
         "JOB_COMPLETION_INDEX": "1",
-        "MASTER_ADDR": "contracts-t-lora-1-0.contracts-t",
+        "MASTER_ADDR": "contracts-t-lora-1-0.t-contracts",
         "MASTER_PORT": "29500",
     }
     found = ranks.variables(job_of(3, gpus=2), environment)
     assert [Rank.here(variables) for variables in found] == [Rank(2, 6, 0), Rank(3, 6, 1)]
-    assert {variables["MASTER_ADDR"] for variables in found} == {"contracts-t-lora-1-0.contracts-t"}
+    assert {variables["MASTER_ADDR"] for variables in found} == {"contracts-t-lora-1-0.t-contracts"}
 
 
 def test_a_node_without_gpus_has_one_process() -> None:

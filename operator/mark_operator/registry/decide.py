@@ -30,8 +30,9 @@ def enter_version(view: View, job_input: JobInput, result: RunResult) -> ModelWr
     if job_input.output_model is None or adapter is None:
         return None
     model = _model(view, job_input.output_model) or _new_model(view, job_input.output_model)
-    status = enter(status_of(model), _version(view, job_input, result, adapter))
-    return _write(model, with_current(status, spec_of(model).promoted_version))
+    promoted = spec_of(model).promoted_version
+    status = enter(with_current(status_of(model), promoted), _version(view, job_input, result, adapter))
+    return _write(model, with_current(status, promoted))
 
 
 def enter_verdict(view: View, job_input: JobInput, result: RunResult) -> ModelWrite | None:

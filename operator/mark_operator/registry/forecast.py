@@ -1,10 +1,9 @@
 """What a run that has not started yet will do to the registry."""
 
 from mark_crds.job_input import JobInput
-from mark_crds.registered_model import VERSIONS_KEPT
 from mark_crds.run import PlannedModel
 
-from mark_operator.registry.versions import status_of
+from mark_operator.registry.versions import spec_of, status_of, version_that_gives_way, with_current
 from mark_operator.seen import Body
 
 
@@ -25,11 +24,11 @@ def _entry(name: str, models: tuple[Body, ...]) -> PlannedModel:
     model = next((model for model in models if model["metadata"]["name"] == name), None)
     if model is None:
         return PlannedModel(name=name, action="Create")
-    status = status_of(model)
-    full = len(status.versions) >= VERSIONS_KEPT
+    status = with_current(status_of(model), spec_of(model).promoted_version)
+    gives_way = version_that_gives_way(status)
     return PlannedModel(
         name=name,
         action="AddVersion",
         version=status.current or None,
-        drops=status.versions[0].digest if full else None,
+        drops=gives_way.digest if gives_way else None,
     )

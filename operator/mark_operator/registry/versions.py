@@ -19,7 +19,16 @@ def enter(status: RegisteredModelStatus, version: ModelVersion) -> RegisteredMod
     """The status with this version as the newest; a version that is entered already stays as it is."""
     if any(known.digest == version.digest for known in status.versions):
         return status
-    return status.model_copy(update={"versions": (*status.versions, version)[-VERSIONS_KEPT:]})
+    gives_way = version_that_gives_way(status)
+    kept = tuple(known for known in status.versions if known is not gives_way)
+    return status.model_copy(update={"versions": (*kept, version)})
+
+
+def version_that_gives_way(status: RegisteredModelStatus) -> ModelVersion | None:
+    """The version that a new one takes the place of: the oldest that nobody uses; none while there is room."""
+    if len(status.versions) < VERSIONS_KEPT:
+        return None
+    return next(version for version in status.versions if version.digest != status.current)
 
 
 def judge(status: RegisteredModelStatus, digest: str, changes: dict[str, object]) -> RegisteredModelStatus:

@@ -7,13 +7,13 @@ from mark_crds.run import RunResult, RunStatus, StageStatus
 
 from mark_operator import clock
 from mark_operator.conditions import ADMITTED
-from mark_operator.decision import Decision, Deletion, Event
+from mark_operator.decision import Decision, Event
 from mark_operator.messages import Note, note
 from mark_operator.run.finish import finish
 from mark_operator.run.objects import owned
 from mark_operator.run.plan import Rendering, plan_digest, stored_jobs
 from mark_operator.run.stages import decide_stage
-from mark_operator.run.stopping import cancel, delete_working
+from mark_operator.run.stopping import cancel, delete_working, deletions
 from mark_operator.run.view import View, is_terminal
 from mark_operator.run.waiting import decide_waiting, unusable
 from mark_operator.seen import Body, Findings
@@ -165,11 +165,7 @@ def _tidy(view: View) -> Decision:
     left = seconds - clock.seconds_since(finished, view.now)
     if left > 0:
         return Decision(status=status, again_in=left)
-    jobs = view.seen.own_jobs.values()
-    return Decision(
-        status=status,
-        delete=tuple(Deletion("Job", job["metadata"]["name"], job["metadata"]["uid"]) for job in jobs),
-    )
+    return Decision(status=status, delete=deletions(list(view.seen.own_jobs.values())))
 
 
 def _follow(view: View) -> RunStatus:

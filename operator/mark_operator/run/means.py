@@ -40,8 +40,9 @@ class Means:
 
 
 def service_name(key: RunKey) -> str:
-    """Name of the headless Service that gives the Pods of a run their DNS names."""
-    return f"{key.name}-{names.KIND_LETTERS[key.kind]}"
+    """Name of the headless Service that gives the Pods of a run their DNS names. A Service's must begin with a letter,
+    which a run's need not."""
+    return f"{names.KIND_LETTERS[key.kind]}-{key.name}"
 
 
 def progress_audience(key: RunKey) -> str:

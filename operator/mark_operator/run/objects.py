@@ -7,7 +7,7 @@ from typing import Any
 from mark_crds import names
 from mark_crds.job_output import ExitCode
 
-from mark_operator.run.means import Means, service_name
+from mark_operator.run.means import Means
 from mark_operator.run.pod import pod_spec
 from mark_operator.seen import Body, RunKey
 
@@ -41,14 +41,14 @@ def job_template(means: Means, stage: str) -> Body:
     }
 
 
-def service(key: RunKey) -> Body:
-    """The headless Service of a run with several nodes.
+def service(key: RunKey, name: str) -> Body:
+    """The headless Service of a run with several nodes, under the name that its plan gives to Pods.
     Names resolve before the Pods are ready, so ranks find each other at once."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {
-            "name": service_name(key),
+            "name": name,
             "namespace": key.namespace,
             "labels": {names.KIND_LABEL: key.kind, names.RUN_LABEL: key.name},
         },

@@ -24,10 +24,18 @@ class Limit:
 def pending_limit(view: View, job: Body, wait: Waiting) -> Limit | None:
     """The limit on Pods that do not all run. It counts from the Job's start, which an admission or a resumption moves;
     all of it stands in the cluster, so a restarted operator counts on."""
-    seconds, since = view.spec.get("pendingDeadlineSeconds", 0), _begun(job)
-    if not seconds or since is None:
+    since = _begun(job)
+    if since is None:
         return None
-    return Limit(seconds - clock.seconds_since(since, view.now), _why(job, wait, seconds))
+    seconds, limit = _shortest(view.spec.get("pendingDeadlineSeconds", 0), job["spec"].get("activeDeadlineSeconds", 0))
+    return Limit(seconds - clock.seconds_since(since, view.now), _why(job, wait, seconds, limit)) if seconds else None
+
+
+def _shortest(pending: int, active: int) -> tuple[int, str]:
+    """The seconds that Pods may be pending, with the field that says so; 0 for no limit. A Job's time runs from its
+    start, and must not be over before a Pod ran: the Job would say that it took too long, not what it lacked."""
+    limits = [(pending, "spec.pendingDeadlineSeconds"), (active * 9 // 10, "nine tenths of spec.activeDeadlineSeconds")]
+    return min((limit for limit in limits if limit[0]), default=(0, ""))
 
 
 def _begun(job: Body) -> str | None:
@@ -39,10 +47,10 @@ def _begun(job: Body) -> str | None:
     return begun
 
 
-def _why(job: Body, wait: Waiting, seconds: int) -> Note:
+def _why(job: Body, wait: Waiting, seconds: int, limit: str) -> Note:
     container = job["spec"]["template"]["spec"]["containers"][0]
     needs = ", ".join(f"{number} {name}" for name, number in sorted(container["resources"]["requests"].items()))
-    facts = {"job": job["metadata"]["name"], "seconds": seconds, "detail": wait.detail}
+    facts = {"job": job["metadata"]["name"], "seconds": seconds, "limit": limit, "detail": wait.detail}
     match wait.cause:
         case "Unschedulable":
             return note("Unschedulable", needs=needs, **facts)

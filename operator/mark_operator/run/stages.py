@@ -19,6 +19,7 @@ from mark_operator.job_facts import (
     Running,
     Stopping,
     Waiting,
+    ended_at,
     is_finished,
     lacking,
     pod_is_live,
@@ -44,6 +45,8 @@ LONG_AGO = "1970-01-01T00:00:00Z"
 EVALUATION = ("eval",)
 # Why an attempt ended whose Job left its queue when a person suspended the run.
 GAVE_WAY = "Suspended"
+# Why an attempt ended that found what it needs in the hands of another run.
+HELD = "HeldByOtherRun"
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ def decide_stage(view: View, template: Body) -> Decision:
     if job is None:
         return _without_job(view, attempt)
     fact = read_job(job, view.seen.pods, view.seen.quotas)
+    if attempt.noted is not None and _held(attempt.noted) and ended_at(job) == attempt.noted.finished_at:
+        return _ask_again(view, attempt.noted, job)
     if not isinstance(fact, Done | Ended):
         suspension = _suspension(view, attempt, job)
         if suspension is not None:
@@ -98,9 +103,18 @@ def _comes_up(view: View, attempt: Attempt, fact: Fact) -> bool:
 def _attempt(view: View, template: Body) -> Attempt:
     stage = template["metadata"]["labels"][names.STAGE_LABEL]
     entry = view.entry(stage)
-    number = 1 if entry is None else entry.attempt + (entry.state == "Failed")
+    number = 1 if entry is None else entry.attempt + (entry.state == "Failed" and not _held(entry))
     key = view.seen.key
     return Attempt(template, stage, number, entry, names.job_name(key.kind, key.name, stage, number))
+
+
+def _ask_again(view: View, noted: StageStatus, job: Body) -> Decision:
+    """Another run held what this attempt needs, which may last as long as a training: the attempt begins anew under its
+    number, so that no number of turns is too many."""
+    wait = _left_of_pause(view, noted)
+    if wait > 0 and not view.suspended:
+        return Decision(again_in=wait)
+    return Decision(delete=deletions([job]), again_in=1)
 
 
 def _late(view: View, attempt: Attempt) -> tuple[Deletion, ...]:
@@ -117,10 +131,9 @@ def _without_job(view: View, attempt: Attempt) -> Decision:
         return _end_attempt(view, attempt, _vanished(view, attempt, entry))
     if view.suspended:
         return Decision(status=view.stand("Suspended", note("Suspended", stage=attempt.stage), stage=attempt.stage))
-    if entry is not None and entry.finished_at is not None:
-        wait = _pause(view, entry) - clock.seconds_since(entry.finished_at, view.now)
-        if wait > 0:
-            return Decision(again_in=wait)
+    wait = _left_of_pause(view, entry)
+    if wait > 0:
+        return Decision(again_in=wait)
     hindrance = _hindrance(view, attempt)
     if hindrance is not None:
         status = view.stand("Starting", hindrance, stage=attempt.stage)
@@ -154,7 +167,8 @@ def _children(view: View, attempt: Attempt) -> tuple[Body, ...]:
     job = bind(attempt.template, kind=key.kind, uid=uid, attempt=attempt.number)
     if attempt.template["spec"]["parallelism"] == 1:
         return (job,)
-    return (owned(service(key), kind=key.kind, run=key.name, uid=uid), job)
+    meeting = service(key, attempt.template["spec"]["template"]["spec"]["subdomain"])
+    return (owned(meeting, kind=key.kind, run=key.name, uid=uid), job)
 
 
 def _suspension(view: View, attempt: Attempt, job: Body) -> Decision | None:
@@ -248,8 +262,9 @@ def _silence(view: View, attempt: Attempt, runs_since: str) -> Note | None:
         return None
     said = progress.updated if progress.stage == attempt.stage else ""
     last = max(said, runs_since)
-    silent = int(clock.seconds_since(last, view.now)) if last else 0
-    return note("NoProgress", stage=attempt.stage, job=attempt.job, minutes=silent // 60) if silent > limit else None
+    if not last or clock.seconds_since(last, view.now) <= limit:
+        return None
+    return note("NoProgress", stage=attempt.stage, job=attempt.job, since=last)
 
 
 def _under_way(
@@ -271,14 +286,23 @@ def _admission(attempt: Attempt, truth: Truth, why: Note) -> Decided:
 def _noted(view: View, attempt: Attempt, **facts: Any) -> StageStatus:
     """The status of a stage at this attempt; what it remembers of earlier ones is their failures and its start."""
     old = attempt.entry
+    created = view.seen.own_jobs.get(attempt.job, {}).get("metadata", {}).get("creationTimestamp", view.now_text)
+    last = None if old is None else old.last_failure if old is attempt.noted else old.failure
     remembered = {
         "stage": attempt.stage,
         "job": attempt.job,
         "attempt": attempt.number,
         "counted_failures": old.counted_failures if old else 0,
-        "started_at": old.started_at if old else view.now_text,
+        "last_failure": last,
+        "started_at": old.started_at if old else created,
     }
     return StageStatus(**{**remembered, **facts})
+
+
+def _end_of(view: View, attempt: Attempt) -> str:
+    """When the attempt ended, which may be long before this look."""
+    job = view.seen.own_jobs.get(attempt.job)
+    return (ended_at(job) if job else "") or view.now_text
 
 
 def _done(view: View, attempt: Attempt, result: Result) -> Decision:
@@ -286,7 +310,7 @@ def _done(view: View, attempt: Attempt, result: Result) -> Decision:
         view,
         attempt,
         state="Succeeded",
-        finished_at=view.now_text,
+        finished_at=_end_of(view, attempt),
         artifacts=result.artifacts,
         measures=result.measures,
     )
@@ -321,7 +345,14 @@ def _end_attempt(view: View, attempt: Attempt, ended: Ended) -> Decision:
         exit_code=ended.exit_code,
         last_words=ended.last_words,
     )
-    entry = _noted(view, attempt, state="Failed", counted_failures=counted, finished_at=view.now_text, failure=failure)
+    entry = _noted(
+        view,
+        attempt,
+        state="Failed",
+        counted_failures=counted,
+        finished_at=_end_of(view, attempt),
+        failure=failure,
+    )
     stages = replaced(view.status.stages, entry)
     more = _admission(attempt, "False", ended.why)
     if ended.final or counted >= int(view.spec["maxAttempts"]):
@@ -353,6 +384,12 @@ def _gave_way(view: View, attempt: Attempt, stages: tuple[StageStatus, ...]) -> 
     return Decision(status=view.stand("Starting", why, stages=stages, stage=attempt.stage), again_in=0)
 
 
+def _left_of_pause(view: View, entry: StageStatus | None) -> float:
+    if entry is None or entry.finished_at is None:
+        return 0.0
+    return _pause(view, entry) - clock.seconds_since(entry.finished_at, view.now)
+
+
 def _pause(view: View, entry: StageStatus) -> float:
     """Seconds before the next attempt; they double with each failure that counted."""
     timings = view.settings.timings
@@ -366,4 +403,4 @@ def _pause(view: View, entry: StageStatus) -> float:
 
 def _held(entry: StageStatus) -> bool:
     """Whether the attempt ended only because another run holds the workspace, which may last as long as a training."""
-    return entry.failure is not None and entry.failure.reason == "HeldByOtherRun"
+    return entry.failure is not None and entry.failure.reason == HELD

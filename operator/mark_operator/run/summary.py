@@ -23,7 +23,7 @@ def model_line(model: PlannedModel) -> str:
         case "Judge":
             return f"{model.name}, a verdict on version {version}"
         case _:
-            gone = f"; drops {model.drops[:12]}, the oldest" if model.drops else ""
+            gone = f"; drops {model.drops[:12]}, the oldest that is not in use" if model.drops else ""
             return f"{model.name}, one more version (current: {version or 'none'}){gone}"
 
 

@@ -123,6 +123,26 @@ def test_conflicts_without_end_get_pauses_and_a_log_line(passes: Passes, caplog:
     assert passes.bench.status()["state"] == "PlanReady"
 
 
+def test_a_name_that_is_taken_is_asked_for_as_seldom_as_the_run_is(passes: Passes) -> None:
+    """Nobody tells of an object without the run's labels."""
+    bench = passes.bench
+    bench.run()
+    passes.look()
+    bench.server.must("create", "job", "run-t-preflight-1", "--image=x", "-n", bench.namespace)
+    bench.confirm()
+    for _ in range(2):
+        assert passes.look() == Settings().timings.active_seconds
+        assert "Job run-t-preflight-1 exists already" in condition_of(bench, "Progressing")["message"]
+    bench.delete("job", "run-t-preflight-1")
+    passes.look()
+    assert bench.jobs() == ["run-t-preflight-1"]
+    assert bench.get("job", "run-t-preflight-1")["metadata"]["ownerReferences"][0]["name"] == "run"
+
+
+def condition_of(bench: Any, kind: str) -> Body:
+    return next(item for item in bench.status()["conditions"] if item["type"] == kind)
+
+
 def test_conflicts_before_a_refusal_neither_hide_nor_hasten_that_it_is_told_of_once(passes: Passes) -> None:
     """On a busy API server conflicts pass by themselves, and so does an error that comes behind them."""
     passes.bench.run()

@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 from kubernetes.aio import client, config
 from mark_operator import progress_server
 from mark_operator.certificates import ServerContext, new_authority
-from mark_operator.cluster import Cluster
+from mark_operator.cluster import PROGRESS_MANAGER, Cluster
 from mark_operator.progress_server import ProgressServer
 
 POST = {
@@ -137,17 +137,31 @@ def test_bodies_and_rates_are_limited(trainer: Trainer) -> None:
     trainer.bench.wait(lambda: trainer.bench.status().get("progress", {}).get("percent") == 77, 60)
 
 
+class Overtaken(Cluster):
+    """Somebody else is quicker than the first write of a status."""
+
+    quicker: Callable[[], None] | None = None
+
+    async def apply_status(self, body: dict[str, Any], manager: str = PROGRESS_MANAGER) -> dict[str, Any]:
+        quicker, self.quicker = self.quicker, None
+        if quicker is not None:
+            await asyncio.to_thread(quicker)
+        return await super().apply_status(body, manager)
+
+
 class Replica:
     """One more progress server, in this process, whose questions to the API server are counted."""
 
-    def __init__(self, api_server: Any) -> None:
+    def __init__(self, api_server: Any, quicker: Callable[[], None] | None = None) -> None:
         self._kubeconfig = str(api_server.kubeconfig())
+        self._quicker = quicker
         self.asked: Counter[str] = Counter()
 
     async def __aenter__(self) -> "Replica":
         configuration = client.Configuration()
         await config.load_kube_config(self._kubeconfig, client_configuration=configuration)
-        self._cluster = Cluster(configuration, lambda verb, resource, status: self.asked.update([resource]))
+        self._cluster = Overtaken(configuration, lambda verb, resource, status: self.asked.update([resource]))
+        self._cluster.quicker = self._quicker
         self.url = "https://127.0.0.1:0"
         server = ProgressServer(self._cluster, lambda: datetime.now(UTC), 15)
         authority = new_authority(datetime.now(UTC))
@@ -322,3 +336,43 @@ def test_a_config_map_of_somebody_else_is_left_alone(trainer: Trainer) -> None:
     assert trainer.post(trainer.token(), told(1, loss=2)) == 200
     assert bench.wait(lambda: bench.status().get("progress"))["step"] == 1
     assert bench.get("configmap", "run-t-metrics")["data"] == {"mine": "x"}
+
+
+@pytest.mark.slow
+def test_a_quota_on_config_maps_costs_the_curves_and_not_the_progress(trainer: Trainer) -> None:
+    bench = trainer.bench
+    hard = {"configmaps": "1"}
+    head = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "full"}}
+    bench.apply({**head, "spec": {"hard": hard}})
+    bench.patch("resourcequota", "full", {"status": {"hard": hard, "used": hard}}, "--subresource=status")
+    assert trainer.post(trainer.token(), told(1, loss=2)) == 200
+    assert bench.wait(lambda: bench.status().get("progress"))["step"] == 1
+    assert "run-t-metrics" not in bench.server.must("get", "configmaps", "-n", bench.namespace, "-o", "name")
+
+
+def test_what_a_trainer_told_of_a_run_that_was_made_anew_is_not_the_new_ones(trainer: Trainer, api_server: Any) -> None:
+    bench, token = trainer.bench, trainer.token()
+
+    def make_anew() -> None:
+        bench.delete("trainingrun", "run")
+        bench.run()
+
+    async def story() -> None:
+        async with Replica(api_server, make_anew) as replica:
+            assert await replica.post(trainer.path, token) == 200
+
+    asyncio.run(story())
+    bench.wait_for_state("PlanReady")
+    assert "progress" not in bench.status()
+
+
+def test_a_write_in_between_costs_no_progress(trainer: Trainer, api_server: Any) -> None:
+    bench, token = trainer.bench, trainer.token()
+
+    async def story() -> None:
+        touch = {"metadata": {"labels": {"touched": "yes"}}}
+        async with Replica(api_server, lambda: bench.patch("trainingrun", "run", touch)) as replica:
+            assert await replica.post(trainer.path, token) == 200
+
+    asyncio.run(story())
+    assert bench.status()["progress"]["percent"] == 40

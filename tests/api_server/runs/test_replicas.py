@@ -37,7 +37,7 @@ def alone(api_server: Any, namespace: str, tmp_path: Path, make_operator: Any) -
         folder.mkdir()
         scope = {"operatorNamespace": namespace, "watchNamespaces": [namespace], "requireGpuNodes": False}
         # Short, so that a successor of one that was killed need not wait long.
-        scope["timings"] = {"leaseSeconds": 3}
+        scope["timings"] = {"leaseSeconds": 3, "renewSeconds": 1}
         made.append(make_operator(api_server, folder, **{**scope, **settings}))
         return made[-1]
 

@@ -46,7 +46,7 @@ async def tell_dying_rank(plane: ApiServer, folder: Path) -> None:
         assert sorted(started[:2]) == ["run-t-lora-1-0", "run-t-lora-1-1"]
         pods = (await person.rest.get(f"/api/v1/namespaces/{namespace}/pods?labelSelector=job-name=run-t-lora-2"))["items"]
         _check_ranks(pods)
-        service = await person.rest.get(f"/api/v1/namespaces/{namespace}/services/run-t")
+        service = await person.rest.get(f"/api/v1/namespaces/{namespace}/services/t-run")
         assert service["spec"]["publishNotReadyAddresses"] and service["spec"]["clusterIP"] == "None"
         assert service["metadata"]["ownerReferences"][0]["uid"] == run["metadata"]["uid"]
 
@@ -56,8 +56,8 @@ def _check_ranks(pods: list[Body]) -> None:
     assert sorted(pod["spec"]["hostname"] for pod in pods) == ["run-t-lora-2-0", "run-t-lora-2-1"]
     for pod in pods:
         environment = {item["name"]: item.get("value") for item in pod["spec"]["containers"][0]["env"]}
-        assert environment["MASTER_ADDR"] == "run-t-lora-2-0.run-t" and environment["MASTER_PORT"] == "29500"
-        assert "JOB_COMPLETION_INDEX" in environment and pod["spec"]["subdomain"] == "run-t"
+        assert environment["MASTER_ADDR"] == "run-t-lora-2-0.t-run" and environment["MASTER_PORT"] == "29500"
+        assert "JOB_COMPLETION_INDEX" in environment and pod["spec"]["subdomain"] == "t-run"
         assert pod["metadata"]["labels"][names.ATTEMPT_LABEL] == "2"
 
 
@@ -123,3 +123,24 @@ def test_pods_that_no_quota_allows_end_the_attempt_with_that_reason(plane: ApiSe
     failure = asyncio.run(tell_quota(plane, tmp_path))["status"]["stages"][-1]["failure"]
     assert failure["reason"] == "PodNotCreated"
     assert "needs 1 pods in all its Pods, but ResourceQuota none has 0 left" in failure["message"]
+
+
+async def tell_deleted_pod(plane: ApiServer, folder: Path) -> Body:
+    """Somebody deletes the Pod of a run that has one attempt; it saves a checkpoint and ends."""
+    endless = lambda stage_name, attempt, _: replace(done(stage_name), after_seconds=NEVER if (stage_name, attempt) == ("lora", 1) else 0.1)  # noqa: E731
+    workload = Workload("deleted-pod", _nothing, endless, spec={"maxAttempts": 1})
+    async with stage(plane, workload, folder / "log", timings=REPLACED_SOON) as (person, _, _, namespace):
+        await person.create(workload.manifest)
+        await person.confirm()
+        await person.stage_running("lora")
+        pods = f"/api/v1/namespaces/{namespace}/pods"
+        (pod,) = (await person.rest.get(f"{pods}?labelSelector=job-name=run-t-lora-1"))["items"]
+        await person.rest.delete(f"{pods}/{pod['metadata']['name']}")
+        return await person.in_state("Succeeded")
+
+
+def test_a_pod_that_somebody_deletes_costs_no_attempt(plane: ApiServer, tmp_path: Path) -> None:
+    lora = asyncio.run(tell_deleted_pod(plane, tmp_path))["status"]["stages"][-1]
+    assert (lora["attempt"], lora["countedFailures"]) == (2, 0)
+    # The Job controller says that the Job failed when the Pod is gone, or just before that.
+    assert lora["lastFailure"]["reason"] in ("Stopped", "PodVanished")

@@ -144,6 +144,18 @@ def _failure(status: Json) -> Iterator[RenderableType]:
         yield f"  {failure['message']}"
         if failure.get("lastWords"):
             yield f"  last words: {failure['lastWords']}"
+    if not failed:
+        yield from _earlier_failure(status)
+
+
+def _earlier_failure(status: Json) -> Iterator[RenderableType]:
+    """Why an attempt before the newest one ended, of the last stage that needed more than one."""
+    repeated = [stage for stage in status.get("stages", []) if stage.get("lastFailure")]
+    for stage in repeated[-1:]:
+        failure = stage["lastFailure"]
+        yield ""
+        yield Text(f"{stage['stage']}, the attempt before: {failure['reason']}", style="bold")
+        yield f"  {failure['message']}"
 
 
 def _result(result: Json) -> Iterator[RenderableType]:
