@@ -8,7 +8,7 @@ LOCAL := $(BIN)/python tests/cluster/local.py
 FAST := tests/crds tests/operator tests/contract tests/cli tests/trainer
 BESIDE := $(FAST) tests/chart tests/gitops tests/api_server tests/optin
 PYTEST := $(BIN)/pytest -q
-PARALLEL := -n 2 --dist loadfile
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 # Two suites at once: with more threads than cores they wait for one another's, and take five times as long.
 export OMP_NUM_THREADS := 1
 # Threads that wait in a busy loop would take the cores that the other suite computes on.
