@@ -18,6 +18,9 @@ LONGEST = (
     "runs/test_main_job.py",
     "runs/test_progress_server.py",
     "with_controllers/test_deletion_and_upgrade.py",
+    "faults/test_crash_points.py",
+    "faults/test_watch_troubles.py",
+    "faults/test_misoperation.py",
 )
 
 

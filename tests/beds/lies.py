@@ -222,7 +222,7 @@ def script_of(lie: Lie) -> Callable[[str, int, int], Ending]:
     """The honest trainer, but for this lie."""
 
     def script(stage: str, attempt: int, turn: int) -> Ending:
-        lies = stage == lie.stage and attempt == 1
+        lies = stage == lie.stage and attempt == turn == 1
         return lie.ending if lies else done(stage)
 
     return script
