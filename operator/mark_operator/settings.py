@@ -24,7 +24,7 @@ class Timings(Model):
     """How long the operator waits for what, in seconds."""
 
     lease_seconds: Seconds = 9
-    """A leader that has not renewed its Lease for so long is replaced."""
+    """A leader that has not renewed its Lease for so long is replaced; at least twice `renewSeconds`."""
     renew_seconds: Seconds = 2
     """Time between two renewals of the Lease. A standby acts `leaseSeconds` and at most twice this after a leader's
     death."""

@@ -72,6 +72,7 @@ def refused_run() -> dict[str, Any]:
 
 def running_run() -> dict[str, Any]:
     """A confirmed run in the middle of its lora stage."""
+    last_failure = {"reason": "Disrupted", "message": "Pod contracts-t-lora-1-0 was taken away by the cluster (PreemptionByScheduler)"}
     run = planned_run(
         state="Running",
         stage="lora",
@@ -81,7 +82,7 @@ def running_run() -> dict[str, Any]:
             stage("preflight", "Succeeded", "2026-05-04T10:10:00Z", "2026-05-04T10:10:04Z"),
             stage("ingest", "Succeeded", "2026-05-04T10:10:04Z", "2026-05-04T10:12:11Z", documents="91", chunks="1204"),
             stage("dataPrep", "Succeeded", "2026-05-04T10:12:11Z", "2026-05-04T10:13:00Z", rows="1000"),
-            stage("lora", "Running", "2026-05-04T10:13:00Z", attempt=2),
+            {**stage("lora", "Running", "2026-05-04T10:13:00Z", attempt=2), "lastFailure": last_failure},
             stage("eval", "Pending"),
         ],
         progress={

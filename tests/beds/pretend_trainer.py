@@ -68,7 +68,6 @@ class PretendTrainer:
             if refused.code not in LOST:
                 raise
 
-
     def _progress(self, stage: str) -> Body | None:
         """What the trainer tells next; None once it is silent."""
         if stage not in self._posts:

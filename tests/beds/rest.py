@@ -98,4 +98,3 @@ class Rest:
         assert self._session is not None
         async with self._session.request(verb, path, data=data, headers=headers) as answer:
             return answer.status, await answer.json()
-

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from mark_crds.run import RunStatus
+from mark_operator import clock
 from mark_operator.planning import plan
 from mark_operator.run.decide import decide
 from mark_operator.run.view import View
@@ -86,7 +87,9 @@ class Life:
         stage = self.jobs[name]["metadata"]["labels"]["training.mark.dev/stage"]
         message = a_result(stage, **result)
         self.pods[name] = pod_with(self.jobs[name], terminated(code, message), "Failed" if code else "Succeeded")
-        self.jobs[name] = job_with(self.jobs[name], "Failed" if code else "Complete")
+        ended = job_with(self.jobs[name], "Failed" if code else "Complete")
+        ended["status"]["conditions"][0]["lastTransitionTime"] = clock.text_of(self.now)
+        self.jobs[name] = ended
         return self.look(3)
 
     def to_the_end(self) -> "Life":

@@ -270,8 +270,7 @@ STORIES = (
 # Whatever counts as a failure ends the run.
 ONE_ATTEMPT: Body = {"maxAttempts": 1}
 QUEUED: Body = {**ONE_ATTEMPT, "queueName": "research"}
-# Longer than a Pod takes to start on a busy machine.
-# On a busy machine the Job controller takes seconds to make a Pod.
+# Longer than a Pod takes to be made and to start on a busy machine.
 PENDING: Body = {"pendingDeadlineSeconds": 30}
 TTL: Body = {"ttlSecondsAfterFinished": 3}
 MULTI_NODE: Body = {"resources": {"nodes": 2, "cpu": "1", "memory": "1Gi"}}

@@ -649,6 +649,45 @@ def test_a_run_that_waits_for_another_can_be_held_at_once() -> None:
     assert world.status.state == "Suspended" and world.jobs == {}
 
 
+def asked_again(world: World) -> str:
+    """A run whose Job is there anew, after another run held what it needs; the Job's name."""
+    for _ in range(4):
+        world.look()
+    found_held(world)
+    world.look()
+    world.now += 601
+    world.look()
+    world.look()
+    world.pods.clear()
+    (name,) = world.jobs
+    assert not is_finished(world.jobs[name])
+    return name
+
+
+def test_a_turn_after_a_held_one_that_somebody_deletes_has_vanished() -> None:
+    """What the last turn ended by says nothing of this one."""
+    world = confirmed(maxAttempts=1)
+    name = asked_again(world)
+    world.jobs[name] = job_with(world.jobs[name], "FailureTarget")
+    world.look()
+    del world.jobs[name]
+    world.look()
+    assert world.status.state == "Failed" and condition(world, "Progressing") == ("False", "JobVanished")
+
+
+def test_a_turn_after_a_held_one_that_stays_pending_says_why_though_nobody_looked_before() -> None:
+    world = confirmed(maxAttempts=1, pendingDeadlineSeconds=600)
+    name = asked_again(world)
+    started = clock.text_of(NOON + timedelta(seconds=world.now))
+    world.jobs[name] = {**world.jobs[name], "status": {"startTime": started}}
+    world.pods[name] = pod_with(world.jobs[name], {"waiting": {"reason": "ImagePullBackOff"}}, "Pending")
+    world.now += 700
+    for _ in range(3):
+        world.look()
+    assert world.jobs == {}
+    assert world.status.state == "Failed" and condition(world, "Progressing") == ("False", "ImageNotPulled")
+
+
 def test_the_last_failure_is_kept_through_the_next_attempt() -> None:
     world = confirmed(maxAttempts=2)
     for _ in range(4):

@@ -62,7 +62,13 @@ class Attempt:
     @property
     def noted(self) -> StageStatus | None:
         """What the status says of this very attempt, which it does once its Job was seen."""
-        return self.entry if self.entry is not None and self.entry.attempt == self.number else None
+        mine = self.entry is not None and self.entry.attempt == self.number
+        return self.entry if mine and not self.waits_for_another else None
+
+    @property
+    def waits_for_another(self) -> bool:
+        """Whether its last turn found what it needs in the hands of another run."""
+        return self.entry is not None and _held(self.entry)
 
     @property
     def queue(self) -> str | None:
@@ -79,9 +85,9 @@ def decide_stage(view: View, template: Body) -> Decision:
     job = view.seen.own_jobs.get(attempt.job)
     if job is None:
         return _without_job(view, attempt)
+    if attempt.entry is not None and attempt.waits_for_another and ended_at(job) == attempt.entry.finished_at:
+        return _ask_again(view, attempt.entry, job)
     fact = read_job(job, view.seen.pods, view.seen.quotas)
-    if attempt.noted is not None and _held(attempt.noted) and ended_at(job) == attempt.noted.finished_at:
-        return _ask_again(view, attempt.noted, job)
     if not isinstance(fact, Done | Ended):
         suspension = _suspension(view, attempt, job)
         if suspension is not None:
@@ -108,10 +114,10 @@ def _attempt(view: View, template: Body) -> Attempt:
     return Attempt(template, stage, number, entry, names.job_name(key.kind, key.name, stage, number))
 
 
-def _ask_again(view: View, noted: StageStatus, job: Body) -> Decision:
+def _ask_again(view: View, entry: StageStatus, job: Body) -> Decision:
     """Another run held what this attempt needs, which may last as long as a training: the attempt begins anew under its
     number, so that no number of turns is too many."""
-    wait = _left_of_pause(view, noted)
+    wait = _left_of_pause(view, entry)
     if wait > 0 and not view.suspended:
         return Decision(again_in=wait)
     return Decision(delete=deletions([job]), again_in=1)
@@ -403,4 +409,4 @@ def _pause(view: View, entry: StageStatus) -> float:
 
 def _held(entry: StageStatus) -> bool:
     """Whether the attempt ended only because another run holds the workspace, which may last as long as a training."""
-    return entry.failure is not None and entry.failure.reason == HELD
+    return entry.state == "Failed" and entry.failure is not None and entry.failure.reason == HELD

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -11,30 +11,15 @@ from typing import Any
 import pytest
 from kubernetes.aio import client, config
 from mark_operator import cluster as connection
-from mark_operator.cluster import ApiError, Cluster, Resource
+from mark_operator.cluster import ApiError, Resource
 from mark_operator.health import Health
 from mark_operator.reconcile import Reconciler
 from mark_operator.seen import Body, RunKey
 from mark_operator.settings import Settings
+from overtaken import Overtaken
 
 A_JOB = ("create", "job", "try", "--image=x", "--dry-run=server", "-n")
 ARTIFACTS = {"data-prep": "dataset", "lora": "adapter"}
-
-
-class Overtaken(Cluster):
-    """Somebody else is quicker: with every status, and with the creation of a Model."""
-
-    touch: Callable[[], None] = staticmethod(lambda: None)
-    quicker: Callable[[], None] = staticmethod(lambda: None)
-
-    async def apply_status(self, body: Body, manager: str = connection.FIELD_MANAGER) -> Body:
-        await asyncio.to_thread(self.touch)
-        return await super().apply_status(body, manager)
-
-    async def create(self, body: Body, dry_run: bool = False) -> Body:
-        if body["kind"] == "Model":
-            await asyncio.to_thread(self.quicker)
-        return await super().create(body, dry_run)
 
 
 class Passes:

@@ -17,8 +17,8 @@ import pytest
 from kubernetes.aio import client, config
 from mark_operator import progress_server
 from mark_operator.certificates import ServerContext, new_authority
-from mark_operator.cluster import PROGRESS_MANAGER, Cluster
 from mark_operator.progress_server import ProgressServer
+from overtaken import Overtaken
 
 POST = {
     "trainerStatus": {
@@ -137,31 +137,19 @@ def test_bodies_and_rates_are_limited(trainer: Trainer) -> None:
     trainer.bench.wait(lambda: trainer.bench.status().get("progress", {}).get("percent") == 77, 60)
 
 
-class Overtaken(Cluster):
-    """Somebody else is quicker than the first write of a status."""
-
-    quicker: Callable[[], None] | None = None
-
-    async def apply_status(self, body: dict[str, Any], manager: str = PROGRESS_MANAGER) -> dict[str, Any]:
-        quicker, self.quicker = self.quicker, None
-        if quicker is not None:
-            await asyncio.to_thread(quicker)
-        return await super().apply_status(body, manager)
-
-
 class Replica:
     """One more progress server, in this process, whose questions to the API server are counted."""
 
-    def __init__(self, api_server: Any, quicker: Callable[[], None] | None = None) -> None:
+    def __init__(self, api_server: Any, touch: Callable[[], None] = lambda: None) -> None:
         self._kubeconfig = str(api_server.kubeconfig())
-        self._quicker = quicker
+        self._touch = touch
         self.asked: Counter[str] = Counter()
 
     async def __aenter__(self) -> "Replica":
         configuration = client.Configuration()
         await config.load_kube_config(self._kubeconfig, client_configuration=configuration)
         self._cluster = Overtaken(configuration, lambda verb, resource, status: self.asked.update([resource]))
-        self._cluster.quicker = self._quicker
+        self._cluster.touch = self._touch
         self.url = "https://127.0.0.1:0"
         server = ProgressServer(self._cluster, lambda: datetime.now(UTC), 15)
         authority = new_authority(datetime.now(UTC))
